@@ -1,0 +1,494 @@
+"""The Python interface: ``train``, ``load``, ``open``. The command line calls the same."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+from torch import nn
+
+from vidi import models
+from vidi import recipe as recipes
+from vidi.data.dataset import Dataset
+from vidi.data.open import from_images, open_data
+from vidi.engine import checkpoint, device, distributed
+from vidi.engine.evaluate import Compute, evaluate, predictions
+from vidi.engine.prepare import kept_size, loader, make_task, prepare
+from vidi.engine.run import (
+    BEST,
+    Description,
+    RunDirectory,
+    free_name,
+    read_metrics,
+)
+from vidi.engine.train import Outcome, Progress, fit, unreadable
+from vidi.errors import InputError
+from vidi.recipe import Recipe
+from vidi.types import Array
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or interrupted training run, as its folder tells it."""
+
+    path: Path
+    recipe: Recipe
+    classes: tuple[str, ...]
+    metrics: dict[str, float]
+    """Of the best weights on the validation split."""
+    test_metrics: dict[str, float] | None
+    """Of the best weights on the test split, where there is one."""
+    epochs: float
+    steps: int
+    images_per_second: float
+    interrupted: int | None = None
+    """The signal that ended training early, if one did; then go on with ``resume=True``."""
+
+    def history(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl that count."""
+        return read_metrics(self.path)
+
+    def predict(self, sources: Any) -> list[Prediction]:
+        """See :meth:`Model.predict`."""
+        return load(self.path).predict(sources)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run says of one image. ``probabilities``: float64 [K], one per class."""
+
+    path: str
+    label: str
+    probability: float
+    probabilities: Array
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run's score on a split. ``details`` holds the rows per class and the confusion matrix."""
+
+    run: str
+    data: str
+    split: str
+    samples: int
+    metrics: dict[str, float]
+    details: dict[str, Any]
+
+
+def open(source: Any, **options: Any) -> Dataset:
+    """A dataset that indexes, iterates and knows its task, from a path, a name or an object.
+
+    Raises :class:`InputError` where nothing readable is found.
+    """
+    return open_data(source, **options)
+
+
+def train(
+    data: Any = None,
+    *,
+    run: str | Path | None = None,
+    resume: bool = False,
+    recipe: Recipe | None = None,
+    model: Any = None,
+    loss: Any = None,
+    val: Any = None,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> Run:
+    """Train a network on ``data`` and return its run.
+
+    ``data``: a path, ``"digits"``, or any object with ``__len__`` and ``__getitem__`` that yields
+    samples (``val``: another for validation). ``run``: the folder to write, default
+    ``runs/<data>-<model>``. ``model``: a name, a ``nn.Module``, or a callable that builds one for
+    ``num_classes``. ``loss``: a callable of logits [B, K] and labels [B]. ``changes``: fields of
+    the recipe, such as ``epochs=30`` or ``optimiser={"momentum": 0.95}``.
+
+    With ``resume`` a run goes on at the very step where it was; a longer length extends a finished
+    one.
+
+    Raises :class:`InputError` for what the caller can mend, :class:`RunError` when training
+    cannot go on.
+    """
+    network, name = (None, model) if isinstance(model, str | None) else (model, _address(model))
+    if name is not None:
+        changes["model"] = name
+    if val is not None:
+        data = {"train": data, "val": val}
+    wanted = recipes.replace(recipe or Recipe(), changes)
+    display: Any = progress if progress is not None else _Silent()
+
+    device.tune_allocator()
+    where = distributed.local_device(device.choose(wanted.device))
+    with distributed.session(where):
+        directory, saved = _place(run, resume, data, wanted)
+        if saved is not None:
+            wanted = _resumed(saved.recipe, changes, recipe)
+            data = saved.data["root"] if data is None else data
+        elif data is None:
+            raise InputError("There is nothing to train on. Name a folder of images, or digits.")
+        dataset = open_data(
+            data, task=wanted.task, val_fraction=wanted.data.val_fraction, seed=wanted.seed
+        )
+        for note in dataset.notes:
+            display.note(note)
+        with directory.locked() if distributed.is_writer() else _nothing():
+            made = prepare(
+                wanted,
+                dataset,
+                where,
+                saved=saved,
+                network=network,
+                loss=loss,
+                progress=display.note,
+            )
+            for note in made.notes:
+                display.note(note)
+            state = checkpoint.load(directory.last) if saved is not None else None
+            if distributed.is_writer():
+                directory.write_description(made.description)
+            display.note(f"run: {directory.path}")
+            outcome = fit(
+                directory,
+                made.description,
+                made.model,
+                made.task,
+                made.train,
+                made.loaders["val"],
+                made.compute,
+                is_head=made.is_head,
+                train_mode=made.train_mode,
+                progress=display,
+                state=state,
+            )
+            distributed.gathered(None)  # every process waits for the best weights to be written
+            results = {} if outcome.interrupted else _evaluate_best(directory, made)
+            result = _result(
+                directory, made.description, made.train.steps_per_epoch, outcome, results
+            )
+            if distributed.is_writer():
+                _write_end(directory, result, results)
+                if made.description.recipe.logging.pictures:
+                    _draw(directory, made.description.classes, results)
+            display.finish(_table(result))
+        return result
+
+
+@dataclass
+class Model:
+    """A run's best weights, ready to use."""
+
+    path: Path
+    description: Description
+    network: nn.Module
+    compute: Compute
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.description.classes
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.description.recipe
+
+    def predict(self, sources: Any, *, flip: bool = False) -> list[Prediction]:
+        """One prediction per image, in order.
+
+        ``sources``: a path, a uint8 RGB array [H, W, 3], or a list of either. The image goes
+        through the very steps that evaluation takes. ``flip`` averages over its mirror image.
+
+        Raises :class:`InputError` that lists every image that cannot be read.
+        """
+        images = [sources] if isinstance(sources, str | Path | np.ndarray) else list(sources)
+        dataset = from_images(images)
+        task, batches = self._loader(dataset, np.arange(len(dataset)))
+        found: list[Any] = []
+        for _, some in predictions(self.network, task, batches, self.compute, flip=flip):
+            found += some
+        if batches.failures:
+            raise InputError(unreadable(batches.failures, "and got no prediction"))
+        return [
+            Prediction(
+                path=dataset.images.key(i),
+                label=self.classes[int(p.probabilities.argmax())],
+                probability=float(p.probabilities.max()),
+                probabilities=p.probabilities,
+            )
+            for i, p in enumerate(found)
+        ]
+
+    def evaluate(
+        self, data: Any = None, *, split: str | None = None, flip: bool = False
+    ) -> Evaluation:
+        """The metrics on a split: test where there is one, else validation; ``split`` chooses.
+
+        ``data``: other data with the same classes (default: what the run was trained on).
+        """
+        description = self.description
+        own = data is None
+        dataset = open_data(
+            description.data["root"] if own else data,
+            task=description.recipe.task,
+            val_fraction=self.recipe.data.val_fraction,
+            seed=self.recipe.seed,
+            classes=self.classes,
+        )
+        if split is None:
+            split = next(s for s in ("test", "val", "train") if s in dataset.splits)
+        if split not in dataset.splits:
+            raise InputError(
+                f"{dataset.root} has no split {split!r}; it has {', '.join(dataset.splits)}."
+            )
+        task, batches = self._loader(dataset, dataset.splits[split])
+        meter, samples, failures = evaluate(self.network, task, batches, self.compute, flip=flip)
+        if failures and self.recipe.bad_images == "error":
+            raise InputError(unreadable(failures, f"in the split {split}"))
+        return Evaluation(
+            run=str(self.path),
+            data=str(dataset.root),
+            split=split,
+            samples=samples,
+            metrics=meter.compute(),
+            details=task.details(meter),
+        )
+
+    def _loader(self, dataset: Dataset, ids: Array) -> tuple[Any, Any]:
+        task = make_task(self.recipe.task, self.classes, self.recipe, None)
+        shorter = kept_size(self.recipe)
+        return task, loader(
+            dataset,
+            ids,
+            self.recipe,
+            task,
+            lambda i: dataset.images.load(i, shorter),
+            self.compute.normalisation,
+        )
+
+
+def load(run: str | Path, *, device: str = "auto") -> Model:
+    """The best weights of a run folder, or of its ``best.safetensors`` alone.
+
+    Raises :class:`InputError` where there is none, or it was not written by vidi.
+    """
+    from vidi.engine import device as devices
+
+    path = Path(run).expanduser()
+    file = path / BEST if path.is_dir() else path
+    if path.is_dir() and not file.is_file():
+        RunDirectory(path).read_description()  # says so if the folder is no run at all
+        raise InputError(
+            f"{path} holds no {BEST}: its training has not come to an evaluation yet. Go on with "
+            "`vidi train --resume`."
+        )
+    if not file.is_file():
+        raise InputError(f"There is no run at {path}. A run is the folder that `vidi train` wrote.")
+    description = _read_header(file)
+    recipe = description.recipe
+    assert recipe.image_size != "auto"
+    if recipe.model.startswith("python:"):
+        raise InputError(
+            f"{path} holds a network given from Python ({recipe.model}), whose code is not in the "
+            "run. Train it under an address, model='package.module:function', to load it by name."
+        )
+    network = models.build(
+        recipe.model,
+        num_classes=len(description.classes),
+        image_size=recipe.image_size,
+        dropout=recipe.regularisation.dropout,
+    )
+    _load_strictly(network, file, recipe.model)
+    where = devices.choose(device)
+    channels_last = bool(recipe.channels_last)
+    network = devices.layout(network.to(where), channels_last).eval()
+    precision = recipe.precision if recipe.precision == "fp32" else devices.best_precision(where)
+    return Model(
+        path,
+        description,
+        network,
+        Compute(where, precision, channels_last, description.normalisation),
+    )
+
+
+def _place(
+    run: str | Path | None, resume: bool, data: Any, recipe: Recipe
+) -> tuple[RunDirectory, Description | None]:
+    """The run's folder, and its description if it is to be resumed."""
+    if run is None:
+        if resume:
+            raise InputError("Which run is to be resumed? Name it with --run.")
+        stem = f"{_stem(data)}-{_stem(recipe.model)}" if recipe.model != "auto" else _stem(data)
+        run = distributed.from_writer(free_name(Path("runs"), stem))
+    directory = RunDirectory(Path(run))
+    if directory.exists():
+        if not resume:
+            raise InputError(
+                f"{directory.path} is a run already. Go on with it by --resume, or choose another "
+                "folder with --run."
+            )
+        return directory, directory.read_description()
+    if directory.path.exists() and (
+        not directory.path.is_dir() or any(f.name != ".lock" for f in directory.path.iterdir())
+    ):
+        raise InputError(
+            f"{directory.path} exists and is no run; nothing in it was touched. Choose another "
+            "folder with --run."
+        )
+    if resume and data is None:
+        raise InputError(f"There is no run at {directory.path} to resume.")
+    distributed.gathered(None)  # no process makes the folder before all have looked
+    return directory, None
+
+
+def _resumed(saved: Recipe, changes: Mapping[str, Any], given: Recipe | None) -> Recipe:
+    """The saved recipe with what may change changed; InputError for what may not."""
+    wanted = recipes.replace(given or saved, changes)
+    differing = []
+    out: dict[str, Any] = {}
+    for (name, new, free), (_, old, _) in zip(
+        recipes.flat(wanted), recipes.flat(saved), strict=True
+    ):
+        if new == old or (given is not None and new == "auto"):
+            continue
+        if free:
+            out[name] = new
+        else:
+            differing.append(f"{name} (was {old!r}, now {new!r})")
+    if differing:
+        raise InputError(
+            f"A resumed run goes on as it began, and this differs: {', '.join(differing)}. Leave "
+            "it out, or begin a new run."
+        )
+    return recipes.replace(saved, out)
+
+
+def _evaluate_best(directory: RunDirectory, made: Any) -> dict[str, Any]:
+    """{split: {samples, metrics, per_class, confusion}} of the best weights."""
+    _load_strictly(made.model, directory.best, made.description.recipe.model)
+    results = {}
+    for split, batches in made.loaders.items():
+        meter, samples, _ = evaluate(made.model, made.task, batches, made.compute)
+        results[split] = {
+            "samples": samples,
+            "metrics": meter.compute(),
+            **made.task.details(meter),
+        }
+    return results
+
+
+def _result(
+    directory: RunDirectory,
+    description: Description,
+    per_epoch: int,
+    outcome: Outcome,
+    results: dict[str, Any],
+) -> Run:
+    val = results.get("val", {}).get("metrics")
+    if val is None:  # interrupted: what the best evaluation so far gave
+        rows = [r for r in read_metrics(directory.path) if r["event"] == "evaluation"]
+        val = max((r["metrics"] for r in rows), key=lambda m: m["accuracy"], default={})
+    return Run(
+        path=directory.path,
+        recipe=description.recipe,
+        classes=description.classes,
+        metrics=val,
+        test_metrics=results.get("test", {}).get("metrics"),
+        epochs=outcome.position.step / per_epoch,
+        steps=outcome.position.step,
+        images_per_second=outcome.images_per_second,
+        interrupted=outcome.interrupted,
+    )
+
+
+def _write_end(directory: RunDirectory, result: Run, results: dict[str, Any]) -> None:
+    if result.interrupted:
+        return
+    directory.write_evaluation(results)
+    directory.append(
+        event="end",
+        step=result.steps,
+        epoch=result.epochs,
+        metrics=result.metrics,
+        test_metrics=result.test_metrics,
+        images_per_second=result.images_per_second,
+    )
+
+
+def _draw(directory: RunDirectory, classes: Sequence[str], results: dict[str, Any]) -> None:
+    from vidi.report import pictures
+
+    pictures.curves(read_metrics(directory.path), directory.path / "curves.png")
+    if results:
+        split = "test" if "test" in results else "val"
+        confusion = np.array(results[split]["confusion"])
+        pictures.confusion(confusion, classes, directory.path / "confusion.png")
+
+
+def _table(result: Run) -> list[tuple[str, str]]:
+    rows = []
+    for split, metrics in (("val", result.metrics), ("test", result.test_metrics or {})):
+        rows += [(f"{split} {name}", f"{value:.4f}") for name, value in metrics.items()]
+    return [
+        *rows,
+        ("epochs", f"{result.epochs:g}"),
+        ("images per second", f"{result.images_per_second:,.0f}"),
+        ("run", str(result.path)),
+    ]
+
+
+def _read_header(file: Path) -> Description:
+    try:
+        with safetensors.safe_open(str(file), framework="pt") as opened:  # type: ignore[no-untyped-call]
+            header = opened.metadata() or {}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{file} is no whole safetensors file ({error}).") from error
+    if "vidi" not in header:
+        raise InputError(
+            f"{file} was not written by vidi: its header has no recipe. To start from such "
+            "weights, use `vidi train --weights`."
+        )
+    import json
+
+    return Description.from_json(json.loads(header["vidi"]), str(file))
+
+
+def _load_strictly(network: nn.Module, file: Path, model: str) -> None:
+    tensors = safetensors.torch.load_file(file)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise InputError(f"{file} does not hold the weights of {model}: {first}") from error
+
+
+def _address(model: Any) -> str:
+    """What the recipe says of a network that was given from Python."""
+    kind = model if inspect.isfunction(model) or inspect.isclass(model) else type(model)
+    module, name = getattr(kind, "__module__", "?"), getattr(kind, "__qualname__", "?")
+    if inspect.isfunction(model) and module.startswith("vidi.models"):
+        return str(name)
+    return f"python:{module}.{name}"
+
+
+def _stem(value: Any) -> str:
+    """A short name for a folder."""
+    text = str(value) if isinstance(value, str | Path) else "data"
+    last = Path(text).resolve().name if text not in ("", "digits") else text
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in last) or "data"
+
+
+class _Silent:
+    """No display."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **named: None
+
+
+class _nothing:  # noqa: N801 - a context manager, used like a function
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...

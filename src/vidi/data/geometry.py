@@ -1,0 +1,207 @@
+"""Geometry is one matrix: every crop, resize, flip, scale, rotation and shift, applied once.
+
+A matrix is float64 [3, 3] and maps source coordinates (x, y, 1) to target coordinates. Pixel i
+covers [i, i + 1) and its centre is i + 1/2; conversions to OpenCV, which puts the centre of pixel i
+at i, happen where OpenCV is called.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+
+from vidi.types import Array
+
+WHOLE = 1e-6
+"""A source box counts as whole pixels when it is within this many pixels of them."""
+BLUR = 1.5
+"""Bilinear interpolation alone serves shrinking up to this factor. Beyond it the source is shrunk
+first, by areas: bilinear interpolation would pass over pixels, and the result would flicker."""
+
+
+def translation(x: float, y: float) -> Array:
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
+
+
+def scaling(x: float, y: float) -> Array:
+    return np.array([[x, 0, 0], [0, y, 0], [0, 0, 1]], np.float64)
+
+
+def rotation(radians: float) -> Array:
+    """About the origin; from the x axis towards the y axis, which looks clockwise."""
+    c, s = math.cos(radians), math.sin(radians)
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]], np.float64)
+
+
+def shear(x: float, y: float) -> Array:
+    """x' = x + ``x`` y, and y' = y + ``y`` x."""
+    return np.array([[1, x, 0], [y, 1, 0], [0, 0, 1]], np.float64)
+
+
+def crop(box: tuple[float, float, float, float], size: tuple[int, int]) -> Array:
+    """The matrix that maps the box (x0, y0, x1, y1) to a whole target of ``size`` (h, w)."""
+    x0, y0, x1, y1 = box
+    sx, sy = size[1] / (x1 - x0), size[0] / (y1 - y0)
+    return np.array([[sx, 0, -x0 * sx], [0, sy, -y0 * sy], [0, 0, 1]], np.float64)
+
+
+def flip(width: int) -> Array:
+    """Left-right, of an image that wide."""
+    return np.array([[-1, 0, width], [0, 1, 0], [0, 0, 1]], np.float64)
+
+
+def vertical_flip(height: int) -> Array:
+    return np.array([[1, 0, 0], [0, -1, height], [0, 0, 1]], np.float64)
+
+
+def compose(*matrices: Array) -> Array:
+    """One matrix that does all, the first one first."""
+    out = np.eye(3)
+    for m in matrices:
+        out = m @ out
+    return out
+
+
+def about(centre: tuple[float, float], matrix: Array) -> Array:
+    """The same map with its origin at ``centre`` (x, y)."""
+    x, y = centre
+    return compose(translation(-x, -y), matrix, translation(x, y))
+
+
+def apply(matrix: Array, points: Array) -> Array:
+    """Where the matrix takes ``points``, [N, 2] of (x, y)."""
+    moved = np.c_[points, np.ones(len(points))] @ matrix.T
+    return np.asarray(moved[:, :2] / moved[:, 2:])
+
+
+def warp(
+    image: Array,
+    matrix: Array,
+    size: int | tuple[int, int],
+    fill: tuple[int, int, int] = (0, 0, 0),
+    *,
+    out: Array | None = None,
+) -> Array:
+    """The image under the matrix: uint8 [h, w, 3], from uint8 [H, W, 3].
+
+    ``size``: (h, w), or one side of a square. ``fill``: RGB of what lies outside the source.
+    ``out``: where to write the result, instead of a new array.
+
+    Where the matrix maps a box of whole source pixels to the target, straight or mirrored, the box
+    is cut out and resized: by areas along an axis that shrinks, bilinearly along one that grows,
+    and copied where it does neither. Any other matrix is bilinear interpolation at the mapped-back
+    pixel centres, after shrinking the source by areas where the matrix shrinks it by more than
+    :data:`BLUR`. There, the image runs into ``fill`` over one pixel's width.
+    """
+    h, w = (size, size) if isinstance(size, int) else size
+    if out is None:
+        out = np.empty((h, w, 3), np.uint8)
+    (a, b, tx), (c, d, ty), bottom = matrix.tolist()
+    if b == 0 and c == 0 and a != 0 and d != 0 and bottom == [0, 0, 1]:
+        x0, x1 = -tx / a, (w - tx) / a
+        y0, y1 = -ty / d, (h - ty) / d
+        whole = round(x0), round(y0), round(x1), round(y1)
+        off = abs(x0 - whole[0]) + abs(y0 - whole[1]) + abs(x1 - whole[2]) + abs(y1 - whole[3])
+        if off < WHOLE and whole[0] != whole[2] and whole[1] != whole[3]:
+            _cut(image, whole, fill, out)
+            return out
+    _interpolate(image, matrix, fill, out)
+    return out
+
+
+def _cut(
+    image: Array, box: tuple[int, int, int, int], fill: tuple[int, int, int], out: Array
+) -> None:
+    """The pixels of the box resized into ``out``; its ends are swapped where it is mirrored."""
+    height, width = image.shape[:2]
+    x0, x1 = sorted((box[0], box[2]))
+    y0, y1 = sorted((box[1], box[3]))
+    mirror = (box[0] > box[2]) + 2 * (box[1] > box[3])
+    cx0, cy0, cx1, cy1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+    same = out.shape[0] == y1 - y0 and out.shape[1] == x1 - x0
+    if (cx0, cy0, cx1, cy1) == (x0, y0, x1, y1):
+        part = image[y0:y1, x0:x1]
+    else:
+        part = out if same and not mirror else np.empty((y1 - y0, x1 - x0, 3), np.uint8)
+        part[...] = fill
+        if cx0 < cx1 and cy0 < cy1:
+            part[cy0 - y0 : cy1 - y0, cx0 - x0 : cx1 - x0] = image[cy0:cy1, cx0:cx1]
+        if part is out:
+            return
+    if not mirror:
+        if same:
+            out[...] = part
+        else:
+            resize(part, out)
+        return
+    straight = part if same else resize(part, np.empty_like(out))
+    cv2.flip(straight, (1, 0, -1)[mirror - 1], dst=out)
+
+
+def resize(image: Array, out: Array) -> Array:
+    """The whole image resized into ``out``: by areas where it shrinks, bilinearly as it grows."""
+    (h, w), (oh, ow) = image.shape[:2], out.shape[:2]
+    # OpenCV takes areas only where neither axis grows, so an image that does both takes two steps.
+    if oh <= h and ow <= w:
+        return cv2.resize(image, (ow, oh), dst=out, interpolation=cv2.INTER_AREA)
+    if oh < h or ow < w:
+        image = cv2.resize(image, (min(w, ow), min(h, oh)), interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, (ow, oh), dst=out, interpolation=cv2.INTER_LINEAR)
+
+
+def _interpolate(image: Array, matrix: Array, fill: tuple[int, int, int], out: Array) -> None:
+    h, w = out.shape[:2]
+    affine = bool((matrix[2] == (0, 0, 1)).all())
+    if affine:
+        image, matrix = _preshrunk(image, matrix, (h, w))
+    half = translation(0.5, 0.5)
+    centred = translation(-0.5, -0.5) @ matrix @ half
+    if affine:
+        cv2.warpAffine(
+            image,
+            centred[:2],
+            (w, h),
+            dst=out,
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=fill,
+        )
+    else:
+        cv2.warpPerspective(
+            image,
+            centred,
+            (w, h),
+            dst=out,
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=fill,
+        )
+
+
+def _preshrunk(image: Array, matrix: Array, size: tuple[int, int]) -> tuple[Array, Array]:
+    """The part of the image that the target shows, shrunk, and the matrix from there.
+
+    Untouched where nothing shrinks by more than :data:`BLUR`. A perspective has no one factor, and
+    is not looked at.
+    """
+    shrink_x = 1 / max(1e-9, math.hypot(matrix[0, 0], matrix[1, 0]))
+    shrink_y = 1 / max(1e-9, math.hypot(matrix[0, 1], matrix[1, 1]))
+    if shrink_x <= BLUR and shrink_y <= BLUR:
+        return image, matrix
+    height, width = image.shape[:2]
+    h, w = size
+    # Twice the factor and a pixel about the box, so that no edge of it is seen.
+    corners = apply(np.linalg.inv(matrix), np.array([[0, 0], [w, 0], [0, h], [w, h]], np.float64))
+    margin_x, margin_y = 2 * shrink_x + 1, 2 * shrink_y + 1
+    x0 = max(0, math.floor(corners[:, 0].min() - margin_x))
+    y0 = max(0, math.floor(corners[:, 1].min() - margin_y))
+    x1 = min(width, math.ceil(corners[:, 0].max() + margin_x))
+    y1 = min(height, math.ceil(corners[:, 1].max() + margin_y))
+    if x0 >= x1 or y0 >= y1:
+        return image, matrix  # nothing of the image is in sight
+    nw = max(1, round((x1 - x0) / max(1.0, shrink_x)))
+    nh = max(1, round((y1 - y0) / max(1.0, shrink_y)))
+    small = resize(image[y0:y1, x0:x1], np.empty((nh, nw, 3), np.uint8))
+    return small, matrix @ np.linalg.inv(crop((x0, y0, x1, y1), (nh, nw)))

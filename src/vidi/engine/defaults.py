@@ -1,0 +1,161 @@
+"""What ``auto`` means. Resolved before the first step, printed, and saved resolved.
+
+Two steps, because the second needs the network: first what decides the network and its input, then
+what its training needs. Each decision gives a sentence.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from vidi.data import augment
+from vidi.data.survey import Survey
+from vidi.engine.device import best_precision
+from vidi.recipe import Recipe
+
+SMALL = 64
+"""Images up to this side (pixels) are tiny pictures: CIFAR's networks, no random resized crop."""
+CPU_FLOPS = 1e11
+GPU_FLOPS = 2e13
+"""Operations a second to plan with where nothing is measured yet; only the default length uses
+them."""
+CPU_MINUTES = 10.0
+GPU_MINUTES = 30.0
+
+
+def for_data(
+    recipe: Recipe, survey: Survey, images: int, device: torch.device, weights_size: int | None
+) -> tuple[Recipe, list[str]]:
+    """Network, input size, batch, augmentation, arithmetic.
+
+    ``images``: size of the training split. ``weights_size``: the input side that the published
+    weights were trained at, if some are loaded.
+    """
+    notes: list[str] = []
+    size = recipe.image_size
+    if size == "auto":
+        if weights_size is not None:
+            size, why = weights_size, "what the weights were trained at"
+        elif survey.longest <= SMALL:
+            size, why = survey.longest, "the images' own"
+        else:
+            most = 224 if device.type == "cuda" else 128
+            size = min(most, survey.shorter)
+            why = f"images of about {survey.shorter} px on {device.type}"
+        notes.append(f"image size: {size} px ({why})")
+    model = recipe.model
+    if model == "auto":
+        model = "resnet20" if size <= SMALL else "resnet18"
+        notes.append(f"model: {model} (for {size} px)")
+    batch = recipe.batch_size
+    if batch == "auto":
+        # At least twenty updates an epoch, in batches that fill the processor.
+        most = 128 if size <= SMALL or device.type == "cuda" else 64
+        batch = max(8, min(most, 1 << max(0, (images // 20).bit_length() - 1)))
+        notes.append(f"batch size: {batch} (of {images:,} training images)")
+    augmentation = recipe.augmentation
+    if augmentation.preset == "auto":
+        preset = "photos" if size > SMALL else "digits" if survey.grey else "small"
+        augmentation = replace(augmentation, preset=preset)
+        kind = "grey" if survey.grey else "colour"
+        notes.append(f"augmentation: {preset} ({kind} images at {size} px)")
+    precision = recipe.precision
+    if precision == "auto":
+        precision = best_precision(device)
+        notes.append(f"precision: {precision} (what {device.type} here computes well)")
+    channels_last = recipe.channels_last
+    if channels_last == "auto":
+        channels_last = device.type in ("cpu", "cuda")
+    compiled = False if recipe.compile == "auto" else recipe.compile
+    threads = recipe.data.threads
+    if threads == "auto":
+        threads = max(
+            1,
+            min(
+                16,
+                len(os.sched_getaffinity(0))
+                if hasattr(os, "sched_getaffinity")
+                else os.cpu_count() or 1,
+            ),
+        )
+    resolved = replace(
+        recipe,
+        model=model,
+        image_size=size,
+        batch_size=batch,
+        precision=precision,
+        channels_last=channels_last,
+        compile=compiled,
+        augmentation=augment.resolve(augmentation),
+        data=replace(recipe.data, threads=threads),
+    )
+    return resolved, notes
+
+
+def for_model(
+    recipe: Recipe, model: nn.Module, macs: float, images: int, device: torch.device
+) -> tuple[Recipe, list[str]]:
+    """Optimiser, rate, schedule, regularisation and length.
+
+    ``macs``: multiply-adds of one image's forward pass.
+    """
+    notes: list[str] = []
+    assert recipe.image_size != "auto" and recipe.batch_size != "auto"
+    tuned = recipe.weights is not None
+    small = recipe.image_size <= SMALL
+    normed = any("norm" in type(m).__name__.lower() for m in model.modules())
+
+    epochs = recipe.epochs
+    if epochs == "auto":
+        gpu = device.type != "cpu"
+        seconds = 60 * (GPU_MINUTES if gpu else CPU_MINUTES)
+        affordable = seconds * (GPU_FLOPS if gpu else CPU_FLOPS) / (6 * macs * images)
+        most = 15 if tuned else 60
+        epochs = float(max(3, min(most, round(affordable))))
+        if recipe.length.steps is None and recipe.length.minutes is None:
+            notes.append(f"epochs: {epochs:g} (a run of minutes, at most {most})")
+
+    optimiser = recipe.optimiser
+    name = "sgd" if optimiser.name == "auto" else optimiser.name
+    lr = recipe.lr
+    if lr == "auto":
+        if name == "adamw":
+            lr = 1e-4 if tuned else 1e-3
+        else:
+            # Without normalisation layers a plain net diverges at the rate a normed one needs.
+            base = 0.02 if tuned else (0.2 if normed else 0.02)
+            lr = round(base * recipe.batch_size / 128, 6)
+        notes.append(f"learning rate: {lr:g} ({name}, batch {recipe.batch_size})")
+    decay = optimiser.weight_decay
+    if decay == "auto":
+        decay = 0.05 if name == "adamw" else (1e-4 if tuned else 5e-4)
+    optimiser = replace(
+        optimiser,
+        name=name,
+        nesterov=name == "sgd" if optimiser.nesterov == "auto" else optimiser.nesterov,
+        weight_decay=decay,
+        trunk_lr=(0.1 if tuned else 1.0) if optimiser.trunk_lr == "auto" else optimiser.trunk_lr,
+    )
+    schedule = recipe.schedule
+    kind = "one-cycle" if schedule.name == "auto" else schedule.name
+    warmup = schedule.warmup
+    if warmup == "auto":
+        warmup = {"one-cycle": 0.2 * epochs, "cosine": min(1.0, 0.1 * epochs)}.get(kind, 0.0)
+    regularisation = recipe.regularisation
+    smoothing = regularisation.label_smoothing
+    if smoothing == "auto":
+        smoothing = 0.0 if small else 0.1
+    ema = 0.0 if regularisation.ema == "auto" else regularisation.ema
+    resolved = replace(
+        recipe,
+        epochs=epochs,
+        lr=lr,
+        optimiser=optimiser,
+        schedule=replace(schedule, name=kind, warmup=round(warmup, 4)),
+        regularisation=replace(regularisation, label_smoothing=smoothing, ema=ema),
+    )
+    return resolved, notes

@@ -1,0 +1,97 @@
+"""The machine: which device, which arithmetic, which memory layout."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from vidi.errors import InputError
+from vidi.types import Batch, Normalisation
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose(name: str) -> torch.device:
+    """The device of that name; ``auto`` is the fastest that is there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"The device {name!r} is not to be had here ({reason}). Leave --device at auto, or "
+            "name cpu, cuda, cuda:1 or mps."
+        ) from error
+    return device
+
+
+def best_precision(device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+    """bf16 where the processor computes in it, fp16 on older GPUs, else fp32."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+        # oneDNN also emulates bf16 on AVX-512 without its bf16 instructions, slower than fp32.
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return "bf16" if native else "fp32"
+    return "fp32"
+
+
+def tune_allocator() -> None:
+    """Keep freed memory (glibc only): a training step frees and asks for the same large tensors.
+
+    By default glibc returns each large block to the system and faults its pages in again at the
+    next step, which costs a convolutional network on a CPU a good part of its time.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    libc.mallopt(m_mmap_threshold, 1 << 30)
+    libc.mallopt(m_trim_threshold, -1)
+
+
+def to_device(
+    batch: Batch, device: torch.device, normalisation: Normalisation, channels_last: bool
+) -> Batch:
+    """The loader's arrays as tensors on the device; images normalised, fp32 [B, 3, H, W]."""
+    mean = torch.tensor(normalisation.mean, device=device).view(1, 3, 1, 1) * 255
+    scale = 1 / (torch.tensor(normalisation.std, device=device).view(1, 3, 1, 1) * 255)
+
+    def moved(value: object) -> object:
+        if isinstance(value, np.ndarray):
+            return torch.from_numpy(value).to(device, non_blocking=True)
+        return [moved(v) for v in value] if isinstance(value, list) else value
+
+    def normalised(value: object) -> object:
+        image = moved(value)
+        if not isinstance(image, torch.Tensor) or image.dtype != torch.uint8:
+            return image
+        # [B, H, W, 3] seen as [B, 3, H, W] is channels-last already.
+        x = image.permute(0, 3, 1, 2).float().sub_(mean).mul_(scale)
+        return x if channels_last else x.contiguous()
+
+    return Batch(
+        inputs={k: normalised(v) for k, v in batch.inputs.items()},
+        targets={k: moved(v) for k, v in batch.targets.items()} | {"valid": moved(batch.valid)},
+        keys=batch.keys,
+        ids=batch.ids,
+        matrices=batch.matrices,
+        sizes=batch.sizes,
+        valid=batch.valid,
+        samples=batch.samples,
+    )
+
+
+def layout(model: nn.Module, channels_last: bool) -> nn.Module:
+    return model.to(memory_format=torch.channels_last) if channels_last else model

@@ -1,0 +1,88 @@
+"""Evaluation: every sample once, over any number of processes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from vidi.data.loader import Loader
+from vidi.engine import distributed
+from vidi.engine.device import DTYPES, to_device
+from vidi.tasks import Task
+from vidi.types import Batch, Meter, Normalisation
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a batch meets the network."""
+
+    device: torch.device
+    precision: str
+    channels_last: bool
+    normalisation: Normalisation
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, DTYPES[self.precision])
+
+
+@torch.inference_mode()
+def predictions(
+    model: nn.Module, task: Task, loader: Loader, compute: Compute, *, flip: bool = False
+) -> Iterator[tuple[Batch, list[Any]]]:
+    """This process's share of the samples, batch by batch, as (batch, predictions).
+
+    A sample that cannot be read is in neither; ``loader.failures`` says why. The network is left
+    in the mode it was in.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with contextlib.closing(loader.epoch(0)) as batches:
+            for batch in batches:
+                with compute.autocast():
+                    on_device = to_device(
+                        batch, compute.device, compute.normalisation, compute.channels_last
+                    )
+                    found = task.predict(model, on_device, flip=flip)
+                batch.samples = [s for s, ok in zip(batch.samples, batch.valid, strict=True) if ok]
+                yield batch, [p for p, ok in zip(found, batch.valid, strict=True) if ok]
+    finally:
+        model.train(was_training)
+
+
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    loader: Loader,
+    compute: Compute,
+    *,
+    flip: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Meter, int, dict[str, str]]:
+    """(meter, samples, failures) of the whole split.
+
+    The processes share the samples out, no one twice, and every process gets the whole result.
+    A sample that cannot be read is in ``failures`` (key: sentence) and counts for nothing.
+    ``progress`` is called with the number of samples done.
+    """
+    meter = task.meter()
+    done = 0
+    for batch, found in predictions(model, task, loader, compute, flip=flip):
+        meter.update(found, batch.samples)
+        done += len(found)
+        if progress:
+            progress(done)
+    parts = distributed.gathered((meter, done, dict(loader.failures)))
+    merged, count, failed = parts[0]
+    for other, more, bad in parts[1:]:
+        merged.merge(other)
+        count += more
+        failed.update(bad)
+    return merged, count, failed

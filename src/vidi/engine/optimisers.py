@@ -1,0 +1,81 @@
+"""Parameter groups and optimisers; PyTorch's own, fused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from vidi.recipe import Optimiser
+
+
+def groups(
+    model: nn.Module, recipe: Optimiser, lr: float, is_head: Callable[[str], bool]
+) -> list[dict[str, Any]]:
+    """Trainable parameters in up to four groups: (head or trunk) × (decayed or not).
+
+    Biases and normalisation parameters, which are the ones with fewer than two dimensions, are
+    not decayed unless the recipe says so: pulling a norm's scale to zero regularises nothing.
+    Each group's ``"highest_lr"`` is what the schedule multiplies.
+    """
+    assert recipe.trunk_lr != "auto" and recipe.weight_decay != "auto"
+    found: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decayed = parameter.ndim >= 2 or recipe.decay_biases_and_norms
+            found.setdefault((is_head(name), decayed), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "highest_lr": lr if head else lr * recipe.trunk_lr,
+            "weight_decay": recipe.weight_decay if decayed else 0.0,
+        }
+        for (head, decayed), parameters in found.items()
+    ]
+
+
+def make(groups: Iterable[dict[str, Any]], recipe: Optimiser, lr: float) -> torch.optim.Optimizer:
+    """SGD with momentum in PyTorch's form (``v = αv + g; θ -= ηv``), or AdamW."""
+    groups = list(groups)
+    device = groups[0]["params"][0].device.type
+    fused = device in ("cpu", "cuda")
+    if recipe.name == "adamw":
+        betas = (recipe.momentum, recipe.beta2)
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+    nesterov = bool(recipe.nesterov) and recipe.momentum > 0
+    return torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=nesterov, fused=fused)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, relative: float) -> None:
+    """Set each group's rate to ``relative`` of its highest."""
+    for group in optimiser.param_groups:
+        group["lr"] = group["highest_lr"] * relative
+
+
+def tensors(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
+    """The optimiser's state (momentum and the like) under ``<parameter's name>/<key>``."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimiser.state.get(parameter, {}).items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def restore(
+    optimiser: torch.optim.Optimizer, model: nn.Module, saved: dict[str, torch.Tensor]
+) -> None:
+    """Put back what :func:`tensors` gave."""
+    parameters = dict(model.named_parameters())
+    for name, value in saved.items():
+        owner, _, key = name.rpartition("/")
+        parameter = parameters[owner]
+        # A step counter stays on the CPU in the layout torch gave it; the rest lies as its weight.
+        moved = value.clone()
+        if value.shape == parameter.shape and value.ndim:
+            moved = torch.empty_like(parameter).copy_(value)
+        elif optimiser.defaults.get("fused"):
+            moved = moved.to(parameter.device)
+        optimiser.state[parameter][key] = moved

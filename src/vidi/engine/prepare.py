@@ -1,0 +1,327 @@
+"""From a recipe and data to everything the loop needs; every ``auto`` is settled here."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from vidi import models, tasks
+from vidi.data import cache, check, splits
+from vidi.data.dataset import Dataset
+from vidi.data.loader import Loader
+from vidi.data.survey import survey
+from vidi.engine import defaults, device, distributed
+from vidi.engine.evaluate import Compute
+from vidi.engine.run import Description, RunDirectory, command, versions
+from vidi.errors import InputError
+from vidi.models import count
+from vidi.models.weights import (
+    freeze,
+    frozen_modules,
+    load_weights,
+    published_preprocessing,
+)
+from vidi.recipe import Recipe
+from vidi.tasks import Task
+from vidi.types import Array, Normalisation
+
+MARGIN = 1.5
+"""Images are kept shrunk to this many times the input size, so that a random resized crop of half
+their side still has a pixel for every pixel."""
+
+
+@dataclass
+class Prepared:
+    """All that :func:`vidi.engine.train.fit` is called with, and the test split's loader."""
+
+    description: Description
+    model: nn.Module
+    task: Task
+    compute: Compute
+    train: Loader
+    loaders: dict[str, Loader]
+    """For evaluation, by split: val, and test where there is one."""
+    is_head: Callable[[str], bool]
+    train_mode: Callable[[nn.Module], None]
+    notes: list[str]
+
+
+def prepare(
+    recipe: Recipe,
+    dataset: Dataset,
+    where: torch.device,
+    *,
+    saved: Description | None = None,
+    network: Any = None,
+    loss: Any = None,
+    progress: Callable[[str], None],
+) -> Prepared:
+    """Settle the recipe, check the images, build network, task and loaders.
+
+    ``saved``: the description of a run that is resumed; then the recipe is settled already.
+    ``network``: the user's own module, or a callable that builds one for ``num_classes``.
+    """
+    if recipe.task not in ("auto", dataset.task):
+        raise InputError(
+            f"{dataset.root} holds data for {dataset.task} ({dataset.format}), not for "
+            f"{recipe.task}. Leave --task out, or name other data."
+        )
+    notes: list[str] = []
+    if saved is not None:
+        dataset = without(dataset, saved.data["left_out"])
+        if dataset.fingerprint() != saved.data["fingerprint"]:
+            raise InputError(
+                f"{dataset.root} is not the data that this run was begun with: files, labels or "
+                f"splits differ (then: {saved.data['samples']}, now: "
+                f"{ {name: len(ids) for name, ids in dataset.splits.items()} }). Train a new run "
+                "on it, with --weights set to this one if you like."
+            )
+    train_ids = dataset.splits["train"]
+    weights_look = None if saved else _weights_look(recipe)
+    if saved is None:
+        look = survey(lambda i: _load(dataset, i, recipe), train_ids)
+        size = weights_look.image_size if weights_look else None
+        recipe, said = defaults.for_data(
+            dataclasses.replace(recipe, task=dataset.task), look, len(train_ids), where, size
+        )
+        notes += said
+        normalisation = weights_look.normalisation if weights_look else look.normalisation
+    else:
+        normalisation = saved.normalisation
+    assert recipe.image_size != "auto" and recipe.batch_size != "auto"
+    assert recipe.data.threads != "auto"
+    if recipe.batch_size < distributed.world() * recipe.optimiser.accumulate:
+        raise InputError(
+            f"A batch of {recipe.batch_size} cannot be shared by {distributed.world()} processes "
+            f"with {recipe.optimiser.accumulate} parts each. Raise --batch-size."
+        )
+
+    # Images: where they are kept, and whether they can all be read.
+    shorter = kept_size(recipe)
+    store = cache.make(
+        dataset.images,
+        f"{dataset.root}",
+        shorter,
+        recipe.data.cache,
+        recipe.data.cache_gb,
+    )
+    bad = _check(dataset, recipe, store.load, progress)
+    if bad and saved is None:
+        dataset = without(dataset, bad)
+        notes.append(f"{len(bad)} images that cannot be read are left out: " + ", ".join(bad))
+    train_ids = dataset.splits["train"]
+
+    # Network.
+    torch.manual_seed(recipe.seed)
+    classes = dataset.classes
+    model = _build(recipe, network, len(classes))
+    is_head: Callable[[str], bool] = lambda name: True  # noqa: E731
+    if recipe.weights is not None and saved is None:
+        report = load_weights(
+            model, recipe.weights, model_name=recipe.model, num_classes=len(classes)
+        )
+        notes.append(report.sentence)
+        is_head = set(report.replaced).__contains__
+    if saved is None:
+        macs = count.macs(model, recipe.image_size)
+        recipe, said = defaults.for_model(recipe, model, macs, len(train_ids), where)
+        notes += said
+    if recipe.freeze:
+        freeze(model, recipe.freeze)
+    frozen = frozen_modules(model)
+    model = device.layout(model.to(where), bool(recipe.channels_last))
+
+    def train_mode(network: nn.Module) -> None:
+        network.train()
+        for module in frozen:
+            module.eval()
+
+    task = make_task(dataset.task, classes, recipe, dataset.labels[train_ids], loss)
+    compute = Compute(where, recipe.precision, bool(recipe.channels_last), normalisation)
+    balance = None
+    if recipe.data.balance == "sampler":
+        balance = splits.class_weights(dataset.labels[train_ids], len(classes))[
+            dataset.labels[train_ids]
+        ]
+    train = loader(
+        dataset, train_ids, recipe, task, store.load, normalisation, train=True, balance=balance
+    )
+    loaders = {
+        name: loader(dataset, ids, recipe, task, store.load, normalisation)
+        for name, ids in dataset.splits.items()
+        if name != "train"
+    }
+    description = Description(
+        recipe=recipe,
+        classes=classes,
+        normalisation=normalisation,
+        data={
+            "root": str(dataset.root),
+            "format": dataset.format,
+            "task": dataset.task,
+            "fingerprint": dataset.fingerprint(),
+            "samples": {name: len(ids) for name, ids in dataset.splits.items()},
+            "left_out": bad,
+            "head": sorted(n for n, _ in model.named_parameters() if is_head(n)),
+        },
+        command=command(),
+        versions=versions(),
+        notes=(*dataset.notes, *notes),
+    )
+    if saved is not None:
+        description = dataclasses.replace(saved, recipe=recipe)
+        is_head = set(saved.data["head"]).__contains__
+    return Prepared(description, model, task, compute, train, loaders, is_head, train_mode, notes)
+
+
+def make_task(
+    name: str, classes: tuple[str, ...], recipe: Recipe, labels: Array | None, loss: Any = None
+) -> Task:
+    """The task for those classes; ``labels`` of the training split weigh them where asked."""
+    weights = None
+    if recipe.data.balance == "weights" and labels is not None:
+        weights = splits.class_weights(labels, len(classes)).astype(np.float32)
+    smoothing = recipe.regularisation.label_smoothing
+    task: Task = tasks.find(name).Task(
+        classes=classes,
+        label_smoothing=0.0 if smoothing == "auto" else smoothing,
+        class_weights=weights,
+        loss=loss,
+    )
+    return task
+
+
+def loader(
+    dataset: Dataset,
+    ids: Array,
+    recipe: Recipe,
+    task: Task,
+    load: Callable[[int], tuple[Array, tuple[int, int]]],
+    normalisation: Normalisation,
+    *,
+    train: bool = False,
+    balance: Array | None = None,
+) -> Loader:
+    """The loader of some of a dataset's samples, as the recipe has it."""
+    assert recipe.image_size != "auto" and recipe.batch_size != "auto"
+    assert recipe.data.threads != "auto"
+    return Loader(
+        dataset,
+        ids,
+        load=load,
+        encode=lambda sample, rng: task.encode(sample, rng, train=train),
+        augmentation=recipe.augmentation,
+        image_size=recipe.image_size,
+        # What lies outside an image is the mean colour: zero once normalised.
+        fill=tuple(round(255 * m) for m in normalisation.mean),
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        train=train,
+        threads=recipe.data.threads,
+        prefetch=recipe.data.prefetch,
+        rank=distributed.rank(),
+        world=distributed.world(),
+        balance=balance,
+        keep_samples=not train,
+    )
+
+
+def kept_size(recipe: Recipe) -> int:
+    """The shorter side, in pixels, to which images are shrunk before they are augmented."""
+    assert recipe.image_size != "auto"
+    enlarged = recipe.augmentation.crop == "random-resized"
+    return math.ceil(recipe.image_size * (MARGIN if enlarged else 1))
+
+
+def without(dataset: Dataset, bad: dict[str, str]) -> Dataset:
+    """The dataset with those samples (by key) left out of every split."""
+    out = {i for i in range(len(dataset)) if dataset.images.key(i) in bad}
+    kept = {
+        name: np.array([i for i in ids if int(i) not in out], np.int64)
+        for name, ids in dataset.splits.items()
+    }
+    for name, ids in kept.items():
+        if not len(ids):
+            raise InputError(f"Not one image of the split {name} of {dataset.root} can be read.")
+    return dataclasses.replace(dataset, splits=kept)
+
+
+@dataclass(frozen=True)
+class _Look:
+    image_size: int
+    normalisation: Normalisation
+
+
+def _weights_look(recipe: Recipe) -> _Look | None:
+    """Input size and normalisation that the given weights were trained with, where they tell."""
+    if recipe.weights is None:
+        return None
+    if recipe.model == "auto":
+        raise InputError("--weights needs --model: it says which network the weights belong to.")
+    path = Path(recipe.weights).expanduser()
+    if (path / "recipe.json").is_file():
+        saved = RunDirectory(path).read_description()
+        assert saved.recipe.image_size != "auto"
+        return _Look(saved.recipe.image_size, saved.normalisation)
+    found = published_preprocessing(recipe.model, recipe.weights)
+    if found is None:
+        return None
+    mean, std = found.mean, found.std
+    return _Look(
+        found.image_size,
+        Normalisation((mean[0], mean[1], mean[2]), (std[0], std[1], std[2])),
+    )
+
+
+def _build(recipe: Recipe, network: Any, classes: int) -> nn.Module:
+    if isinstance(network, nn.Module):
+        return network
+    assert recipe.image_size != "auto"
+    if callable(network):
+        built = network(num_classes=classes)
+        if not isinstance(built, nn.Module):
+            raise InputError(
+                f"{recipe.model} gave a {type(built).__name__} for num_classes={classes}; it "
+                "should give a torch.nn.Module."
+            )
+        return built
+    return models.build(
+        recipe.model,
+        num_classes=classes,
+        image_size=recipe.image_size,
+        dropout=recipe.regularisation.dropout,
+    )
+
+
+def _load(dataset: Dataset, i: int, recipe: Recipe) -> tuple[Array, tuple[int, int]]:
+    return dataset.images.load(i, None)
+
+
+def _check(
+    dataset: Dataset,
+    recipe: Recipe,
+    load: Callable[[int], tuple[Array, tuple[int, int]]],
+    progress: Callable[[str], None],
+) -> dict[str, str]:
+    """Unreadable images by key, with a sentence each; raises for them unless the recipe skips."""
+    ids = np.concatenate(list(dataset.splits.values()))
+    threads = recipe.data.threads
+    report = check.check_images(
+        dataset,
+        ids[distributed.rank() :: distributed.world()],
+        how=recipe.bad_images,
+        threads=threads if isinstance(threads, int) else 1,
+        load=load,
+    )
+    bad: dict[str, str] = {}
+    for part in distributed.gathered(dict(report.bad)):
+        bad.update(part)
+    return bad

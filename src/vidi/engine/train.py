@@ -1,0 +1,560 @@
+"""The training loop, for every task: read :func:`fit` from top to bottom.
+
+It knows no task (that is ``Task``), no network (``nn.Module``), no rank (``distributed``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from vidi.data.loader import Loader
+from vidi.engine import checkpoint, distributed, optimisers, schedules
+from vidi.engine.device import to_device
+from vidi.engine.ema import Average
+from vidi.engine.evaluate import Compute, evaluate
+from vidi.engine.nonfinite import first_gradient, first_layer
+from vidi.engine.run import Description, RunDirectory
+from vidi.engine.signals import Signals
+from vidi.errors import InputError, RunError
+from vidi.recipe import Recipe
+from vidi.tasks import Task
+from vidi.types import Batch
+
+
+class Progress(Protocol):
+    """What a display is told."""
+
+    def note(self, sentence: str) -> None: ...
+
+    def start(
+        self, *, total_steps: int | None, steps_per_epoch: int, epochs: float, start_step: int
+    ) -> None: ...
+
+    def step(self, step: int, loss: float, images_per_second: float) -> None: ...
+
+    def evaluated(
+        self,
+        *,
+        epoch: float,
+        train_loss: float,
+        metrics: dict[str, float],
+        headline: str,
+        best: bool,
+        images_per_second: float,
+        seconds_left: float | None,
+    ) -> None: ...
+
+    def finish(self, rows: list[tuple[str, str]]) -> None: ...
+
+
+@dataclass
+class Position:
+    """Where a run is: all of its state that is not a tensor. Saved and restored as it stands."""
+
+    step: int = 0
+    total: int | None = None
+    """Steps in all; None while a length in minutes is being measured."""
+    best: float | None = None
+    stale: int = 0
+    """Evaluations since the last better one."""
+    loss_sum: float = 0.0
+    """Of the steps since the last evaluation."""
+    loss_count: int = 0
+
+
+@dataclass
+class Outcome:
+    """``interrupted``: the signal that ended the run early, if one did."""
+
+    position: Position
+    images_per_second: float
+    interrupted: int | None = None
+
+
+@dataclass
+class Clock:
+    """Time spent on training alone, without evaluation and saving."""
+
+    seconds: float = 0.0
+    images: int = 0
+    steps: int = 0
+    started: float = field(default_factory=time.perf_counter)
+    last_save: float = field(default_factory=time.perf_counter)
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds if self.seconds else 0.0
+
+
+MEASURED = (5, 25)
+"""A length in minutes becomes steps after the second of these, by the time since the first."""
+
+
+def fit(
+    run: RunDirectory,
+    description: Description,
+    model: nn.Module,
+    task: Task,
+    train: Loader,
+    val: Loader,
+    compute: Compute,
+    *,
+    is_head: Callable[[str], bool],
+    train_mode: Callable[[nn.Module], None],
+    progress: Progress,
+    state: checkpoint.State | None = None,
+) -> Outcome:
+    """Train ``model`` in place, from ``state`` if one is given, to the recipe's length.
+
+    Raises :class:`RunError` when the loss or its gradient is not finite (before any update), and
+    :class:`InputError` after an epoch in which images could not be read, unless the recipe skips
+    such.
+    """
+    recipe = description.recipe
+    per_epoch = train.steps_per_epoch
+    warmup = round(_number(recipe.schedule.warmup) * per_epoch)
+    evaluate_every = max(1, round(recipe.length.evaluate_every * per_epoch))
+    patience = recipe.length.patience
+
+    compiled: nn.Module = torch.compile(model) if recipe.compile else model  # type: ignore[assignment]
+    network = distributed.wrap(compiled, compute.device)
+    lr = _number(recipe.lr)
+    optimiser = optimisers.make(
+        optimisers.groups(model, recipe.optimiser, lr, is_head), recipe.optimiser, lr
+    )
+    scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
+    decay = _number(recipe.regularisation.ema)
+    average = Average(model, decay) if decay else None
+    judged = average.model if average else model
+
+    at = Position()
+    if state is not None:
+        at = _restore(state, model, average, optimiser, scaler)
+        for note in state.notes:
+            progress.note(note)
+    at.total = length_in_steps(recipe, per_epoch) or at.total
+    record = _recorder(run, recipe, at.step, resumed=state is not None)
+    clock = Clock()
+    interrupted = None
+    progress.start(
+        total_steps=at.total,
+        steps_per_epoch=per_epoch,
+        epochs=at.total / per_epoch if at.total else _number(recipe.epochs),
+        start_step=at.step,
+    )
+
+    def save() -> None:
+        if distributed.is_writer():
+            tensors = _tensors(model, average, optimiser)
+            values = {**dataclasses.asdict(at), "scaler": scaler.state_dict()}
+            checkpoint.save(run.last, at.step, tensors, values)
+        clock.last_save = time.perf_counter()
+
+    with Signals() as signals:
+        while (at.total is None or at.step < at.total) and not (patience and at.stale >= patience):
+            epoch, offset = divmod(at.step, per_epoch)
+            train_mode(model)
+            with contextlib.closing(train.epoch(epoch, offset)) as batches:
+                began = time.perf_counter()
+                for batch in batches:
+                    parts = [
+                        to_device(p, compute.device, compute.normalisation, compute.channels_last)
+                        for p in split(batch, recipe.optimiser.accumulate)
+                    ]
+                    weights, stop = _total_weights(task, parts, signals.received)
+                    if stop:
+                        interrupted = signals.received or stop
+                        break
+                    optimisers.set_rate(
+                        optimiser, schedules.rate(recipe.schedule, at.step, at.total, warmup)
+                    )
+                    # What the network itself draws (dropout) hangs on nothing but these three.
+                    torch.manual_seed(_seed(recipe.seed, at.step, distributed.rank()))
+                    loss = _backward(network, task, parts, weights, compute, scaler)
+                    if not math.isfinite(loss):
+                        raise RunError(_why_not_finite(model, task, parts, compute, at, recipe))
+                    norm = _finish_gradients(model, optimiser, scaler, recipe)
+                    if not math.isfinite(norm) and not scaler.is_enabled():
+                        raise RunError(_stopped(at, _named(parts), first_gradient(model), recipe))
+                    scaler.step(optimiser)
+                    scaler.update()
+                    optimiser.zero_grad(set_to_none=True)
+                    at.step += 1
+                    at.loss_sum += loss
+                    at.loss_count += 1
+                    if average:
+                        average.update(model, at.step)
+
+                    now = time.perf_counter()
+                    clock.seconds += now - began
+                    began = now
+                    clock.images += len(batch) * distributed.world()
+                    clock.steps += 1
+                    progress.step(at.step, loss, clock.images_per_second)
+                    if at.step % recipe.logging.every == 0:
+                        record(
+                            event="train",
+                            step=at.step,
+                            epoch=at.step / per_epoch,
+                            loss=loss,
+                            lr=optimiser.param_groups[0]["lr"],
+                            gradient_norm=norm,
+                            images_per_second=clock.images_per_second,
+                        )
+                    if at.total is None:
+                        at.total = _measured_length(clock, recipe, at.step, evaluate_every, val)
+                        if at.total is not None:
+                            progress.note(
+                                f"{recipe.length.minutes:g} minutes are {at.total:,} steps "
+                                f"({at.total / per_epoch:.1f} epochs) at the speed measured."
+                            )
+                    if at.step % per_epoch == 0:
+                        _stop_on_failures(train, recipe, epoch, progress, record)
+                        record(
+                            event="epoch",
+                            step=at.step,
+                            epoch=at.step / per_epoch,
+                            train_loss=at.loss_sum / at.loss_count,
+                            seconds=clock.seconds,
+                            images=clock.images,
+                            images_per_second=clock.images_per_second,
+                        )
+                    if at.step % evaluate_every == 0 or at.step == at.total:
+                        distributed.share_buffers(model)
+                        meter, _, _ = evaluate(judged, task, val, compute)
+                        metrics = meter.compute()
+                        train_mode(model)
+                        value = metrics[task.headline]
+                        better = at.best is None or value > at.best
+                        # Of equals the later: it has seen more.
+                        if (better or value == at.best) and distributed.is_writer():
+                            write_weights(run, judged, description)
+                        at.best = value if better else at.best
+                        at.stale = 0 if better else at.stale + 1
+                        train_loss = at.loss_sum / max(1, at.loss_count)
+                        record(
+                            event="evaluation",
+                            step=at.step,
+                            epoch=at.step / per_epoch,
+                            split="val",
+                            train_loss=train_loss,
+                            metrics=metrics,
+                        )
+                        progress.evaluated(
+                            epoch=at.step / per_epoch,
+                            train_loss=train_loss,
+                            metrics=metrics,
+                            headline=task.headline,
+                            best=better,
+                            images_per_second=clock.images_per_second,
+                            seconds_left=_seconds_left(clock, at),
+                        )
+                        at.loss_sum, at.loss_count = 0.0, 0
+                        save()
+                        began = time.perf_counter()
+                        if patience and at.stale >= patience:
+                            progress.note(
+                                f"Stopped early: no better {task.headline} in {patience} "
+                                "evaluations."
+                            )
+                            break
+                    elif _save_due(clock, at, recipe):
+                        save()
+                        began = time.perf_counter()
+                    if at.step == at.total:
+                        break
+            if interrupted is not None:
+                save()
+                record(event="interrupted", step=at.step, signal=interrupted)
+                break
+    return Outcome(at, clock.images_per_second, interrupted)
+
+
+def length_in_steps(recipe: Recipe, per_epoch: int) -> int | None:
+    """The run's length, or ``None`` for a length in minutes, which is measured first."""
+    if recipe.length.steps is not None:
+        return recipe.length.steps
+    if recipe.length.minutes is not None:
+        return None
+    return max(1, round(_number(recipe.epochs) * per_epoch))
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """The batch in up to ``parts`` consecutive parts of nearly equal size."""
+    if parts == 1:
+        return [batch]
+    out = []
+    for rows in np.array_split(np.arange(len(batch)), parts):
+        if not len(rows):
+            continue
+        s = slice(int(rows[0]), int(rows[-1]) + 1)
+        out.append(
+            Batch(
+                inputs={k: v[s] for k, v in batch.inputs.items()},
+                targets={k: v[s] for k, v in batch.targets.items()},
+                keys=batch.keys[s],
+                ids=batch.ids[s],
+                matrices=batch.matrices[s],
+                sizes=batch.sizes[s],
+                valid=batch.valid[s],
+                samples=batch.samples[s],
+            )
+        )
+    return out
+
+
+def write_weights(run: RunDirectory, model: nn.Module, description: Description) -> None:
+    """best.safetensors: the weights, and in the header all that their use needs."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    header = {"format": "pt", "vidi": json.dumps(description.to_json())}
+    checkpoint.write_atomically(run.best, safetensors.torch.save(tensors, header))
+
+
+def _total_weights(
+    task: Task, parts: list[Batch], signal: int | None
+) -> tuple[dict[str, Tensor], int]:
+    """(each loss's weight over all parts and processes, the signal that any process received)."""
+    weights: dict[str, Tensor] = {}
+    for part in parts:
+        for name, weight in task.weights(part).items():
+            weights[name] = weights[name] + weight if name in weights else weight.float()
+    if distributed.world() == 1:
+        return weights, signal or 0
+    device = next(iter(weights.values())).device
+    flag = torch.tensor(float(signal or 0), device=device)
+    # One message a step carries both; every process then stops before the same step.
+    summed = distributed.total(torch.stack([*weights.values(), flag]))
+    any_signal = max(distributed.gathered(signal or 0)) if summed[-1].item() else 0
+    return dict(zip(weights, summed[:-1], strict=True)), any_signal
+
+
+def _backward(
+    network: nn.Module,
+    task: Task,
+    parts: list[Batch],
+    weights: dict[str, Tensor],
+    compute: Compute,
+    scaler: torch.amp.GradScaler,
+) -> float:
+    """Gradients of the global batch's mean loss; gives that loss, over all processes."""
+    # DDP averages gradients over processes; the losses are sums over a global weight.
+    world = distributed.world()
+    loss = torch.zeros((), device=compute.device)
+    for i, part in enumerate(parts):
+        last = i == len(parts) - 1
+        with contextlib.nullcontext() if last else distributed.without_sync(network):
+            with compute.autocast():
+                losses = task.losses(network, part)
+            # A batch of which nothing counts has weight 0 and loss 0, not 0/0.
+            share = torch.stack(
+                [s / weights[k].clamp_min(torch.finfo().tiny) for k, s in losses.items()]
+            ).sum()
+            scaler.scale(share * world).backward()  # type: ignore[no-untyped-call]
+        loss += share.detach()
+    return float(distributed.total(loss))
+
+
+def _finish_gradients(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    recipe: Recipe,
+) -> float:
+    """Unscale and clip; gives the global norm before clipping."""
+    scaler.unscale_(optimiser)
+    trained = [p for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    if recipe.optimiser.clip is not None:
+        torch.nn.utils.clip_grads_with_norm_(trained, recipe.optimiser.clip, norm)
+    return float(norm)
+
+
+def _why_not_finite(
+    model: nn.Module,
+    task: Task,
+    parts: list[Batch],
+    compute: Compute,
+    at: Position,
+    recipe: Recipe,
+) -> str:
+    """Takes the forward pass again, layer by layer. The run is over: what this does to batch
+    statistics is lost with it."""
+    found, keys = "", ""
+    for part in parts:
+        torch.manual_seed(_seed(recipe.seed, at.step, distributed.rank()))
+
+        def forward(part: Batch = part) -> dict[str, Tensor]:
+            with compute.autocast():
+                return task.losses(model, part)
+
+        with torch.no_grad():
+            bad = not all(torch.isfinite(v).all() for v in forward().values())
+        if bad:
+            found, keys = first_layer(model, forward), _named([part])
+            break
+    # The process that met it tells the others.
+    for what, where in distributed.gathered((found, keys)):
+        if what:
+            return _stopped(at, where, f"the loss is not finite: {what}", recipe)
+    return _stopped(
+        at, _named(parts), "the loss is not finite, though it was when taken again", recipe
+    )
+
+
+def _stopped(at: Position, keys: str, what: str, recipe: Recipe) -> str:
+    return (
+        f"The run stopped before the update of step {at.step + 1}: {what}. Samples: {keys}. "
+        f"The weights were not updated, and the last saved state is whole. Usual remedies: a "
+        f"lower rate (--lr, now {recipe.lr:g}), --optimiser.clip 1, --precision fp32, or a look "
+        "at these samples."
+    )
+
+
+def _named(parts: list[Batch], most: int = 8) -> str:
+    keys = [k for p in parts for k in p.keys]
+    rest = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + rest
+
+
+def _stop_on_failures(
+    train: Loader, recipe: Recipe, epoch: int, progress: Progress, record: Callable[..., None]
+) -> None:
+    """After an epoch: images that could not be read end the run, or are listed and passed over."""
+    failures: dict[str, str] = {}
+    for part in distributed.gathered(dict(train.failures)):
+        failures.update(part)
+    train.failures.clear()
+    if not failures:
+        return
+    if recipe.bad_images == "error":
+        raise InputError(unreadable(failures, f"in epoch {epoch + 1}"))
+    record(event="skipped", epoch=epoch + 1, samples=failures)
+    progress.note(
+        f"{len(failures)} images could not be read in epoch {epoch + 1} and were skipped."
+    )
+
+
+def unreadable(failures: dict[str, str], when: str) -> str:
+    """The whole list, and what can be done."""
+    lines = "\n".join(f"  {sentence}" for sentence in failures.values())
+    count = f"{len(failures)} image{'s' if len(failures) > 1 else ''}"
+    return (
+        f"{count} could not be read {when}:\n{lines}\nMend or remove them, or leave them out "
+        "with --bad-images skip."
+    )
+
+
+def _restore(
+    state: checkpoint.State,
+    model: nn.Module,
+    average: Average | None,
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> Position:
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k[len(prefix) :]: t for k, t in state.tensors.items() if k.startswith(prefix)}
+
+    model.load_state_dict(part("model/"))
+    if average:
+        average.model.load_state_dict(part("average/"))
+    optimisers.restore(optimiser, model, part("optimiser/"))
+    values = dict(state.values)
+    scaler.load_state_dict(values.pop("scaler"))
+    return Position(**values)
+
+
+def _tensors(
+    model: nn.Module, average: Average | None, optimiser: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
+    if average:
+        tensors |= {f"average/{k}": v for k, v in average.model.state_dict().items()}
+    state = optimisers.tensors(optimiser, model)
+    return tensors | {f"optimiser/{k}": v for k, v in state.items()}
+
+
+def _recorder(
+    run: RunDirectory, recipe: Recipe, step: int, *, resumed: bool
+) -> Callable[..., None]:
+    """Writes a row to metrics.jsonl and, if asked, to TensorBoard; silent but in the writer."""
+    if not distributed.is_writer():
+        return lambda **row: None
+    events: Any = None
+    if recipe.logging.tensorboard:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise InputError(
+                "--logging.tensorboard needs the package tensorboard, which is not installed: "
+                "pip install 'vidi[tensorboard]'."
+            ) from error
+        events = SummaryWriter(str(run.path), purge_step=step + 1 if resumed else None)  # type: ignore[no-untyped-call]
+    if resumed:
+        run.append(event="resume", step=step)
+
+    def record(**row: Any) -> None:
+        run.append(**row)
+        if events is not None:
+            flat = {**row, **row.get("metrics", {})}
+            for name, value in flat.items():
+                if isinstance(value, int | float) and name != "step":
+                    events.add_scalar(f"{row['event']}/{name}", value, row.get("step", 0))
+            events.flush()
+
+    return record
+
+
+def _measured_length(
+    clock: Clock, recipe: Recipe, step: int, evaluate_every: int, val: Loader
+) -> int | None:
+    """The steps that fit into the recipe's minutes, once enough of them have been timed."""
+    first, last = MEASURED
+    if clock.steps == first:
+        clock.seconds, clock.images = 0.0, 0  # what the first steps compile and allocate is over
+    if clock.steps < last:
+        return None
+    assert recipe.length.minutes is not None and recipe.batch_size != "auto"
+    per_step = clock.seconds / (last - first)
+    # A forward pass is a third of a step's work.
+    per_evaluation = per_step * len(val) / recipe.batch_size / 3
+    left = 60 * recipe.length.minutes - (time.perf_counter() - clock.started)
+    steps = step + max(0, int(left / (per_step + per_evaluation / evaluate_every)))
+    return int(distributed.from_writer(steps))
+
+
+def _seconds_left(clock: Clock, at: Position) -> float | None:
+    if at.total is None or not clock.steps:
+        return None
+    return (at.total - at.step) * (time.perf_counter() - clock.started) / clock.steps
+
+
+def _save_due(clock: Clock, at: Position, recipe: Recipe) -> bool:
+    every = recipe.length.save_every_steps
+    if every is not None and at.step % every == 0:
+        return True
+    return time.perf_counter() - clock.last_save > 60 * recipe.length.save_every
+
+
+def _seed(seed: int, step: int, rank: int) -> int:
+    """A 63-bit mix of the three (splitmix64's finaliser, Steele et al. 2014)."""
+    z = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank + 1) & (2**64 - 1)
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+    return (z ^ (z >> 31)) >> 1
+
+
+def _number(value: float | str) -> float:
+    assert not isinstance(value, str), "resolved before training"
+    return value

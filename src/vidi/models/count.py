@@ -1,0 +1,90 @@
+"""What a network costs, and what sizes it takes, found without computing anything.
+
+On the meta device tensors have shapes and no contents, so a network of any size can be run in
+milliseconds. Its parameters are lent meta copies for the call; the network itself is not touched.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def parameters(model: nn.Module) -> int:
+    """How many numbers the network learns; shared ones are counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def macs(model: nn.Module, image_size: int, *, channels: int = 3) -> int:
+    """Multiply-adds to predict one square image of ``image_size`` pixels.
+
+    Convolutions, matrix products and attention are counted, a multiplication and its addition as
+    one, as the papers do; biases, normalisation, pooling and activations are not.
+    """
+    with _predicting(model), FlopCounterMode(display=False) as counter:
+        _run_on_meta(model, image_size, channels)
+    return int(counter.get_total_flops()) // 2
+
+
+def trial(model: nn.Module, image_size: int, *, channels: int = 3) -> Any:
+    """The network's output for one image of that size in evaluation mode; contents undefined.
+
+    Whatever the network raises for such an image passes through.
+    """
+    with _predicting(model):
+        try:
+            return _run_on_meta(model, image_size, channels)
+        except Exception:
+            # A foreign network may look at values, which meta tensors do not have: run it truly.
+            # (A lazy layer gets its shape by this, too.)
+            like = next(model.parameters(), torch.empty(0))
+            size = (1, channels, image_size, image_size)
+            return model(torch.zeros(size, dtype=like.dtype, device=like.device))
+
+
+def smallest_image_size(model: nn.Module, failing: int, *, limit: int = 1024) -> int | None:
+    """The smallest square image above ``failing`` pixels that the network takes, or None."""
+
+    def fits(size: int) -> bool:
+        try:
+            _run_on_meta(model, size, 3)
+        except Exception:
+            return False
+        return True
+
+    with _predicting(model):
+        high = failing + 1
+        while not fits(high):
+            high *= 2
+            if high > limit:
+                return None
+        low = max(failing, high // 2)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
+def _run_on_meta(model: nn.Module, image_size: int, channels: int) -> Any:
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    lent = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    dtype = next((t.dtype for t in lent.values() if t.is_floating_point()), torch.float32)
+    image = torch.empty((1, channels, image_size, image_size), dtype=dtype, device="meta")
+    return functional_call(model, lent, (image,))
+
+
+@contextmanager
+def _predicting(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's own mode is restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

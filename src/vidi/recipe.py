@@ -1,0 +1,337 @@
+"""The recipe: everything that decides how a run goes, as frozen dataclasses of plain values.
+
+The command line is generated from it, a run saves it as ``recipe.json`` and reads it back exactly.
+A value that depends on the task, the data or the machine is ``"auto"`` here and is resolved before
+the first step (``engine/defaults.py``); the run stores the resolved recipe. No torch import, so
+``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from vidi.errors import InputError
+
+Auto = Literal["auto"]
+
+FREE: Any = {"free_on_resume": True}
+"""Marks a field that may differ when a run is resumed: it changes no bit of the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """How samples are read."""
+
+    val_fraction: float = 0.1
+    """Share of train that is carved off, stratified, where the data has no validation split."""
+    balance: Literal["none", "sampler", "weights"] = "none"
+    """Against class imbalance: draw classes equally often, or weight the loss by 1/frequency."""
+    max_megapixels: float = 100.0
+    """An image with more pixels than this (millions) is refused before it is decoded."""
+    threads: int | Auto = field(default="auto", metadata=FREE)
+    """Threads that read and augment; 0 = in the training thread. Changes no result."""
+    prefetch: int = field(default=4, metadata=FREE)
+    """Batches prepared ahead."""
+    cache: Literal["auto", "memory", "disk", "off"] = field(default="auto", metadata=FREE)
+    """Where decoded, shrunk images are kept. Changes no result."""
+    cache_gb: float = field(default=20.0, metadata=FREE)
+    """The disk cache of all datasets together takes at most this much (GB)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser:
+    """The update rule."""
+
+    name: Literal["auto", "sgd", "adamw"] = "auto"
+    momentum: float = 0.9
+    """SGD's momentum; AdamW's first beta."""
+    nesterov: bool | Auto = "auto"
+    """Nesterov's momentum (SGD)."""
+    beta2: float = 0.999
+    """AdamW's second beta."""
+    weight_decay: float | Auto = "auto"
+    """L2 penalty (SGD), decoupled decay (AdamW)."""
+    decay_biases_and_norms: bool = False
+    """Decay biases and normalisation parameters too."""
+    trunk_lr: float | Auto = "auto"
+    """Rate of everything but the new head, relative to --lr. Below 1 when fine-tuning."""
+    clip: float | None = None
+    """Clip the gradient's global norm at this."""
+    accumulate: int = 1
+    """Split each batch into this many parts that go through the network one after the other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How the rate changes over the run."""
+
+    name: Literal["auto", "constant", "step", "cosine", "one-cycle"] = "auto"
+    warmup: float | Auto = "auto"
+    """Linear warm-up, in epochs. One-cycle: its rising part."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Step: where the rate falls, as shares of the run."""
+    gamma: float = 0.1
+    """Step: what the rate is multiplied by at each milestone."""
+    final: float = 0.0
+    """Cosine and one-cycle: the last rate, relative to the highest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regularisation:
+    """What keeps a network from learning its training set by heart, augmentation aside."""
+
+    dropout: float | None = None
+    """Dropout rate, where the network has dropout; none = the paper's."""
+    label_smoothing: float | Auto = "auto"
+    """Share of the target's probability that is spread over all classes."""
+    ema: float | Auto = "auto"
+    """Decay per step of the weights' moving average, which is what is evaluated; 0 = off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How a training image is varied. A preset fills whatever is left at auto."""
+
+    preset: Literal["auto", "none", "digits", "small", "photos", "strong"] = "auto"
+    """digits: shift, rotate, scale. small: pad-and-crop, flip. photos: random resized crop, flip,
+    a little colour. strong: photos with TrivialAugment, erasing, mixup and CutMix."""
+    crop: Literal["auto", "resize", "pad", "random-resized"] = "auto"
+    """resize: the whole image, squashed. pad: pad by --augmentation.pad, crop at random.
+    random-resized: a random part, resized."""
+    pad: int | Auto = "auto"
+    """Padding of pad-and-crop, in input pixels."""
+    crop_area: tuple[float, float] | Auto = "auto"
+    """Random resized crop: least and largest share of the image's area."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Random resized crop: least and largest width over height."""
+    flip: float | Auto = "auto"
+    """Probability of a left-right flip."""
+    vertical_flip: float = 0.0
+    """Probability of an up-down flip."""
+    rotation: float | Auto = "auto"
+    """Largest rotation either way, in degrees."""
+    scale: float | Auto = "auto"
+    """Largest zoom either way: 0.1 is 1/1.1 to 1.1."""
+    shift: float | Auto = "auto"
+    """Largest shift either way, as a share of the input size."""
+    brightness: float | Auto = "auto"
+    """Largest relative change either way; contrast and saturation likewise."""
+    contrast: float | Auto = "auto"
+    saturation: float | Auto = "auto"
+    hue: float | Auto = "auto"
+    """Largest turn of the hue circle either way, as a share of it (at most 0.5)."""
+    policy: Literal["auto", "none", "trivial", "rand"] = "auto"
+    """TrivialAugment (one operation, any strength) or RandAugment."""
+    rand_ops: int = 2
+    """RandAugment: operations an image."""
+    rand_magnitude: float = 9.0
+    """RandAugment: strength, 0 to 30."""
+    erasing: float | Auto = "auto"
+    """Probability that a random rectangle is erased."""
+    mixup: float | Auto = "auto"
+    """Mixup's alpha; 0 = off."""
+    cutmix: float | Auto = "auto"
+    """CutMix's alpha; 0 = off. With both, each image draws one of them."""
+    mix_probability: float = 1.0
+    """Share of the images that are mixed, where mixup or CutMix is on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length:
+    """When the run ends, evaluates and saves."""
+
+    steps: int | None = field(default=None, metadata=FREE)
+    """Length in steps, instead of --epochs."""
+    minutes: float | None = field(default=None, metadata=FREE)
+    """Length in minutes of training and evaluation; becomes a number of steps, which is saved."""
+    patience: int | None = field(default=None, metadata=FREE)
+    """Stop after this many evaluations without a better one."""
+    evaluate_every: float = field(default=1.0, metadata=FREE)
+    """Epochs between evaluations."""
+    save_every: float = field(default=2.0, metadata=FREE)
+    """Minutes between saves of the training state (it is saved after each evaluation too)."""
+    save_every_steps: int | None = field(default=None, metadata=FREE)
+    """Steps between saves, as well."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logging:
+    """What is written beside the weights."""
+
+    tensorboard: bool = field(default=False, metadata=FREE)
+    """Write TensorBoard events into the run, too."""
+    every: int = field(default=10, metadata=FREE)
+    """Steps between rows of metrics.jsonl."""
+    pictures: bool = field(default=True, metadata=FREE)
+    """Draw the learning curves and the confusion matrix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run. The most used fields stand here, the others in their part."""
+
+    task: str = "auto"
+    """What is learned; found from the data."""
+    model: str = "auto"
+    """A name from `vidi list models`, my_package.nets:build, or timm:NAME."""
+    epochs: float | Auto = field(default="auto", metadata=FREE)
+    """Passes over the training set."""
+    batch_size: int | Auto = "auto"
+    """Images per step, over all processes together."""
+    lr: float | Auto = "auto"
+    """Highest learning rate."""
+    image_size: int | Auto = "auto"
+    """Side of the square network input, in pixels."""
+    weights: str | None = None
+    """Start from these: imagenet, a file (.safetensors, .pth), or a run."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the network that are not trained, by the start of their parameters' names."""
+    seed: int = 0
+    """Decides every random choice."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the network; weights and their updates are fp32 always."""
+    device: str = field(default="auto", metadata=FREE)
+    """cpu, cuda, cuda:1, mps; auto = the fastest that is there."""
+    channels_last: bool | Auto = "auto"
+    """Store images pixel by pixel in memory, which most processors convolve faster."""
+    compile: bool | Auto = "auto"
+    """Compile the network with torch.compile."""
+    bad_images: Literal["error", "skip"] = "error"
+    """An image that cannot be read: stop and list all such, or leave them out and list them."""
+
+    data: Data = field(default_factory=Data)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    schedule: Schedule = field(default_factory=Schedule)
+    regularisation: Regularisation = field(default_factory=Regularisation)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    length: Length = field(default_factory=Length)
+    logging: Logging = field(default_factory=Logging)
+
+
+def to_dict(recipe: Any) -> dict[str, Any]:
+    """Plain values, ready for JSON."""
+    return {
+        f.name: to_dict(v) if dataclasses.is_dataclass(v := getattr(recipe, f.name)) else v
+        for f in dataclasses.fields(recipe)
+    }
+
+
+def from_dict(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
+    """The recipe that :func:`to_dict` gave. Unknown names and wrong types are an InputError."""
+    return replace(Recipe(), values, where=where)
+
+
+def replace(recipe: Recipe, changes: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
+    """A copy with some fields changed.
+
+    ``changes`` maps names to values; a part may be given as its dataclass, as a mapping of its
+    fields, or field by field under dotted names: ``{"optimiser.momentum": 0.95}``.
+
+    Raises :class:`InputError` for a name that does not exist, naming the nearest that does, and
+    for a value of the wrong type.
+    """
+    out: Recipe = _replaced(recipe, changes, where, "")
+    return out
+
+
+def flat(recipe: Any, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
+    """Every field as (dotted name, value, whether it may change on resume)."""
+    for f in dataclasses.fields(recipe):
+        value = getattr(recipe, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from flat(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", value, bool(f.metadata.get("free_on_resume"))
+
+
+def names() -> list[str]:
+    """The dotted names of all fields."""
+    return [name for name, _, _ in flat(Recipe())]
+
+
+def _replaced(part: Any, changes: Mapping[str, Any], where: str, prefix: str) -> Any:
+    hints = get_type_hints(type(part))
+    here: dict[str, Any] = {}
+    below: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        head, dot, rest = name.partition(".")
+        if head not in hints:
+            raise InputError(_unknown(prefix + name, where))
+        is_part = dataclasses.is_dataclass(hints[head])
+        if dot and is_part:
+            below.setdefault(head, {})[rest] = value
+        elif is_part and isinstance(value, Mapping):
+            below.setdefault(head, {}).update(value)
+        elif dot:
+            raise InputError(_unknown(prefix + name, where))
+        else:
+            here[head] = _checked(value, hints[head], f"{where}: {prefix}{head}")
+    for head, inner in below.items():
+        here[head] = _replaced(
+            here.get(head, getattr(part, head)), inner, where, f"{prefix}{head}."
+        )
+    return dataclasses.replace(part, **here)
+
+
+def _unknown(name: str, where: str) -> str:
+    known = names()
+    # Someone who writes momentum=0.9 means optimiser.momentum: compare last words, too.
+    near = [k for k in known if k.rpartition(".")[2] == name]
+    near += difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
+    return f"{where}: there is no field {name!r}.{hint}"
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    """The value, as its type hint says (lists become tuples, whole numbers floats)."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for option in options:
+        ok, out = _fits(value, option)
+        if ok:
+            return out
+    wanted = " or ".join(_describe(o) for o in options)
+    raise InputError(f"{where} is {value!r}; it should be {wanted}.")
+
+
+def _fits(value: Any, option: Any) -> tuple[bool, Any]:
+    if option is type(None):
+        return value is None, None
+    if get_origin(option) is Literal:
+        return any(
+            value is o or (isinstance(value, str) and value == o) for o in get_args(option)
+        ), value
+    if get_origin(option) is tuple:
+        inner = get_args(option)
+        if not isinstance(value, list | tuple):
+            return False, None
+        if len(inner) == 2 and inner[1] is Ellipsis:
+            inner = (inner[0],) * len(value)
+        fits = [_fits(v, i) for v, i in zip(value, inner, strict=False)]
+        ok = len(value) == len(inner) and all(f[0] for f in fits)
+        return ok, tuple(f[1] for f in fits)
+    if option is float:
+        ok = isinstance(value, int | float) and not isinstance(value, bool)
+        return ok, float(value) if ok else None
+    if option is int:
+        return isinstance(value, int) and not isinstance(value, bool), value
+    return isinstance(value, typing.cast(type, option)), value
+
+
+def _describe(option: Any) -> str:
+    if option is type(None):
+        return "none"
+    if get_origin(option) is Literal:
+        return " or ".join(repr(a) for a in get_args(option))
+    if get_origin(option) is tuple:
+        return "a list"
+    if dataclasses.is_dataclass(option):
+        return f"a {getattr(option, '__name__', option)}"
+    return {float: "a number", int: "a whole number", str: "text", bool: "true or false"}.get(
+        option, str(option)
+    )

@@ -1,0 +1,92 @@
+"""SGD against its formula; who is decayed and who is not; state that comes back."""
+
+import pytest
+import torch
+from torch import nn
+
+from vidi.engine import optimisers
+from vidi.recipe import Optimiser
+
+
+def settled(**changes: object) -> Optimiser:
+    fields: dict[str, object] = {
+        "name": "sgd",
+        "nesterov": False,
+        "weight_decay": 0.1,
+        "trunk_lr": 1.0,
+    }
+    return Optimiser(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+
+
+def test_biases_and_norms_are_left_alone_unless_told() -> None:
+    groups = optimisers.groups(network(), settled(), 0.5, lambda name: True)
+    decays = {g["weight_decay"]: sorted(p.ndim for p in g["params"]) for g in groups}
+    assert decays == {0.1: [2, 4], 0.0: [1, 1, 1, 1]}
+    groups = optimisers.groups(
+        network(), settled(decay_biases_and_norms=True), 0.5, lambda name: True
+    )
+    assert [g["weight_decay"] for g in groups] == [0.1]
+
+
+def test_the_trunk_has_its_own_rate_and_frozen_parts_none() -> None:
+    model = network()
+    model[0].requires_grad_(False)
+    groups = optimisers.groups(model, settled(trunk_lr=0.1), 0.5, lambda n: n.startswith("3."))
+    rates = {id(p): g["highest_lr"] for g in groups for p in g["params"]}
+    assert rates[id(model[3].weight)] == 0.5
+    assert rates[id(model[1].weight)] == pytest.approx(0.05)
+    assert id(model[0].weight) not in rates
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_is_its_formula(nesterov: bool) -> None:
+    """v = αv + (g + λθ); θ -= η v, with Nesterov η (g + λθ + αv)."""
+    recipe = settled(nesterov=nesterov, momentum=0.9)
+    model = nn.Linear(3, 2, bias=False)
+    weight = model.weight.detach().double().clone()
+    velocity = torch.zeros_like(weight)
+    optimiser = optimisers.make(optimisers.groups(model, recipe, 0.2, lambda n: True), recipe, 0.2)
+    torch.manual_seed(1)
+    for step in range(4):
+        gradient = torch.randn(2, 3)
+        model.weight.grad = gradient.clone()
+        optimisers.set_rate(optimiser, 1 / (step + 1))
+        optimiser.step()
+        g = gradient.double() + 0.1 * weight
+        velocity = 0.9 * velocity + g
+        weight -= 0.2 / (step + 1) * (g + 0.9 * velocity if nesterov else velocity)
+    assert torch.allclose(model.weight.double(), weight, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_restored_state_continues_bit_for_bit(name: str) -> None:
+    recipe = settled(name=name)
+
+    def start() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = network().to(memory_format=torch.channels_last)
+        groups = optimisers.groups(model, recipe, 0.1, lambda n: True)
+        return model, optimisers.make(groups, recipe, 0.1)
+
+    def steps(model: nn.Module, optimiser: torch.optim.Optimizer, seeds: range) -> None:
+        for seed in seeds:
+            torch.manual_seed(seed)
+            optimiser.zero_grad()
+            model(torch.randn(5, 3, 4, 4)).square().sum().backward()
+            optimiser.step()
+
+    whole, optimiser = start()
+    steps(whole, optimiser, range(6))
+    first, optimiser = start()
+    steps(first, optimiser, range(3))
+    saved = {k: v.clone() for k, v in optimisers.tensors(optimiser, first).items()}
+    second, optimiser = start()
+    second.load_state_dict(first.state_dict())
+    optimisers.restore(optimiser, second, saved)
+    steps(second, optimiser, range(3, 6))
+    for a, b in zip(whole.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)

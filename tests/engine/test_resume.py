@@ -1,0 +1,160 @@
+"""Killed and resumed equals never stopped, bit for bit.
+
+The child kills itself with SIGKILL at a chosen moment: after a step in the middle of an epoch, or
+inside a save, before or between its two renames. A fork server that has imported torch already keeps the
+it out of each child's time.
+"""
+
+import multiprocessing
+import os
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import vidi
+from vidi.engine import checkpoint
+from vidi.engine.run import read_metrics
+
+STEPS_PER_EPOCH = 7
+EPOCHS = 3
+
+
+def network(num_classes: int) -> nn.Module:
+    """Small, with all that holds state or draws numbers: batch statistics and dropout."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Flatten(),
+        nn.Linear(8 * 7 * 7, num_classes),
+    )
+
+
+class Data:
+    """64 made images of 16 px in four classes, told apart by colour."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        rng = np.random.default_rng(i)
+        image = rng.integers(0, 120, (16, 16, 3), dtype=np.uint8)
+        label = i % 4
+        image[..., label % 3] += 40 * (1 + label // 3)
+        return image, label
+
+
+class Killer:
+    """A display that kills the process after a step."""
+
+    def __init__(self, step: int | None) -> None:
+        self._step = step
+
+    def step(self, step: int, *_: Any) -> None:
+        if step == self._step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **named: None
+
+
+def train(run: str, threads: int, at_step: int | None = None, at_rename: int | None = None) -> None:
+    """Train or go on; die at that step, or before that rename (counted in this process)."""
+    torch.set_num_threads(1)
+    renames = 0
+    replace = os.replace
+
+    def dying(source: Any, target: Any) -> None:
+        nonlocal renames
+        if "state-" in str(target):
+            renames += 1
+            if renames == at_rename:
+                os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    checkpoint.os.replace = dying  # type: ignore[attr-defined]
+    vidi.train(
+        Data(),
+        model=network,
+        run=run,
+        resume=True,
+        progress=Killer(at_step),
+        epochs=EPOCHS,
+        batch_size=8,
+        image_size=16,
+        precision="fp32",
+        regularisation={"ema": 0.9, "label_smoothing": 0.1},
+        optimiser={"accumulate": 2, "name": "sgd"},
+        augmentation={"preset": "strong", "crop": "pad"},
+        data={"threads": threads, "val_fraction": 0.125},
+        length={"save_every_steps": 3},
+        logging={"pictures": False, "every": 1},
+    )
+
+
+def run_child(*args: Any) -> int | None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vidi.api", "vidi.data.loader", "vidi.tasks.classification"])
+    process = context.Process(target=train, args=args)
+    process.start()
+    process.join(120)
+    assert process.exitcode is not None, "the child hangs"
+    return process.exitcode
+
+
+def everything(run: Path) -> dict[str, torch.Tensor]:
+    """All saved tensors: the last state's and the best weights."""
+    newest = max((run / "last").glob("*.safetensors"))
+    state = {f"last/{k}": v for k, v in load_file(newest).items()}
+    return state | {f"best/{k}": v for k, v in load_file(run / "best.safetensors").items()}
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    assert a.keys() == b.keys()
+    return [k for k in a if not torch.equal(a[k], b[k])]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert run_child(str(run), 0) == 0
+    return everything(run)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX's")
+@pytest.mark.parametrize("threads", [0, 1, 4])
+def test_killed_at_random_moments_and_resumed_is_bitwise_equal(
+    tmp_path: Path, threads: int, uninterrupted: dict[str, torch.Tensor]
+) -> None:
+    rng = random.Random(threads)
+    run = tmp_path / "run"
+    kills: list[tuple[int | None, int | None]] = [
+        (rng.randint(1, 6), None),  # in the first epoch, perhaps before any save
+        (None, rng.randint(1, 4)),  # inside a save
+        (rng.randint(10, 13), None),  # in the middle of the second epoch
+        (None, rng.randint(1, 4)),
+    ]
+    for at_step, at_rename in kills:
+        assert run_child(str(run), threads, at_step, at_rename) == -signal.SIGKILL
+    assert run_child(str(run), threads) == 0
+    steps = [r["step"] for r in read_metrics(run) if r["event"] == "train"]
+    assert steps == list(range(1, STEPS_PER_EPOCH * EPOCHS + 1)), "every step counts once"
+    assert differing(everything(run), uninterrupted) == []
+
+
+def test_the_comparison_can_fail(
+    tmp_path: Path, uninterrupted: dict[str, torch.Tensor]
+) -> None:
+    """One weight off by the smallest amount is seen."""
+    other = {k: v.clone() for k, v in uninterrupted.items()}
+    key = next(k for k in other if k.endswith("0.weight"))
+    other[key].view(-1)[0] = torch.nextafter(other[key].view(-1)[0], torch.tensor(9.0))
+    assert differing(other, uninterrupted) == [key]
