@@ -1,4 +1,4 @@
-"""The Python interface: ``train``, ``load``, ``open``. The command line calls the same."""
+"""The Python interface: ``train`` and ``load``. The command line calls the same functions."""
 
 from __future__ import annotations
 
@@ -81,16 +81,9 @@ class Evaluation:
     details: dict[str, Any]
 
 
-def open(source: Any, **options: Any) -> Dataset:
-    """A dataset that indexes, iterates and knows its task, from a path, a name or an object.
-
-    Raises :class:`InputError` where nothing readable is found.
-    """
-    return open_data(source, **options)
-
-
 def train(
     data: Any = None,
+    /,
     *,
     run: str | Path | None = None,
     resume: bool = False,
@@ -133,7 +126,11 @@ def train(
         elif data is None:
             raise InputError("There is nothing to train on. Name a folder of images, or digits.")
         dataset = open_data(
-            data, task=wanted.task, val_fraction=wanted.data.val_fraction, seed=wanted.seed
+            data,
+            task=wanted.task,
+            val_fraction=wanted.data.val_fraction,
+            seed=wanted.seed,
+            max_megapixels=wanted.data.max_megapixels,
         )
         for note in dataset.notes:
             display.note(note)
@@ -205,7 +202,7 @@ class Model:
         Raises :class:`InputError` that lists every image that cannot be read.
         """
         images = [sources] if isinstance(sources, str | Path | np.ndarray) else list(sources)
-        dataset = from_images(images)
+        dataset = from_images(images, max_megapixels=self.recipe.data.max_megapixels)
         task, batches = self._loader(dataset, np.arange(len(dataset)))
         found: list[Any] = []
         for _, some in predictions(self.network, task, batches, self.compute, flip=flip):
@@ -237,6 +234,7 @@ class Model:
             val_fraction=self.recipe.data.val_fraction,
             seed=self.recipe.seed,
             classes=self.classes,
+            max_megapixels=self.recipe.data.max_megapixels,
         )
         if split is None:
             split = next(s for s in ("test", "val", "train") if s in dataset.splits)

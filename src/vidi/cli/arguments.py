@@ -17,9 +17,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 T = TypeVar("T")
 
 
-def parse(
-    kind: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None
-) -> T:
+def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None) -> T:
     """``arguments`` as an instance of the dataclass ``kind``.
 
     A flag or value that does not fit is answered on stderr, with the nearest that exists, and ends
@@ -28,7 +26,8 @@ def parse(
     registry = ConstructorRegistry()
     registry.primitive_rule(_plain_words)
     start: Any = tyro.MISSING_NONPROP if default is None else default
-    return tyro.cli(kind, args=arguments, prog=prog, default=start, registry=registry)
+    told: T = tyro.cli(kind, args=arguments, prog=prog, default=start, registry=registry)
+    return told
 
 
 def _plain_words(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:

@@ -93,7 +93,8 @@ def warp(
     is cut out and resized: by areas along an axis that shrinks, bilinearly along one that grows,
     and copied where it does neither. Any other matrix is bilinear interpolation at the mapped-back
     pixel centres, after shrinking the source by areas where the matrix shrinks it by more than
-    :data:`BLUR`. There, the image runs into ``fill`` over one pixel's width.
+    :data:`BLUR`. Where pixels are not just copied, the image runs into ``fill`` over a pixel's
+    width.
     """
     h, w = (size, size) if isinstance(size, int) else size
     if out is None:

@@ -9,7 +9,7 @@ the same bytes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +101,7 @@ class Loader:
             return max(1, len(self.ids) // self.batch_size)
         return -(-len(self._own()) // self._own_batch())
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
         """This process's share of the epoch's batches, from ``start_step`` on, as NumPy arrays.
 
         Training: step k is the k-th ``batch_size`` of the epoch's order, and each process takes a
@@ -197,7 +197,7 @@ class Loader:
     def _one(self, work: _Work, epoch: int, row: int) -> None:
         drawn = int(work.ids[row])
         i = drawn & ((1 << _REPEAT) - 1)
-        image = work.images[row]
+        image = work.views[row]
         key = self.dataset.images.key(i)
         loaded = self._read(i, key)
         work.keys[row] = key
@@ -285,6 +285,7 @@ class _Work:
         self.partner_plan: Plan | None = None
         self.futures: list[Future[None]] = []
         self.images = np.empty((n, size, size, 3), np.uint8)
+        self.views = list(self.images)
         self.matrices = np.tile(np.eye(3), (n, 1, 1))
         self.sizes = np.zeros((n, 2), np.int64)
         self.valid = np.ones(n, bool)
@@ -320,7 +321,7 @@ class _Work:
     def _inputs(self, name: str) -> Any:
         arrays = [e.inputs[name] for e in self.encoded]
         # The image that the task passed on as it came lies in the batch already.
-        if all(a.base is self.images and a.shape == self.images.shape[1:] for a in arrays):
+        if all(a is own for a, own in zip(arrays, self.views, strict=True)):
             return self.images
         return _stacked(arrays)
 

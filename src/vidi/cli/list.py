@@ -1,0 +1,74 @@
+"""List the models, recipes or data formats that there are."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from vidi.cli.arguments import parse
+
+
+@dataclass(frozen=True)
+class List:
+    """List what there is, one name a line."""
+
+    what: Annotated[
+        Positional[Literal["models", "recipes", "formats"]], arg(metavar="models|recipes|formats")
+    ]
+    """models: parameters, multiply-adds at the usual image size, and source."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    told = parse(List, arguments, prog="vidi list")
+    lines = {"models": _models, "recipes": _recipes, "formats": _formats}[told.what]()
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in lines:
+        print(line if width is None or len(line) <= width else line[: width - 1] + "…")
+    return 0
+
+
+def _models() -> Iterator[str]:
+    from vidi import models
+
+    yield f"{'name':<16}{'parameters':>11}{'MACs':>9}{'px':>5}  source"
+    for name in models.names():
+        it = models.describe(name)
+        yield (
+            f"{name:<16}{_amount(it.parameters):>11}{_amount(it.macs):>9}{it.image_size:>5}  "
+            f"{it.source}"
+        )
+
+
+def _recipes() -> Iterator[str]:
+    from vidi import recipes
+
+    for name in recipes.names():
+        yield f"{name:<18}{_summary(recipes.find(name).__doc__)}"
+
+
+def _formats() -> Iterator[str]:
+    from vidi.data import formats
+
+    for module in pkgutil.iter_modules(formats.__path__):
+        doc = importlib.import_module(f"{formats.__name__}.{module.name}").__doc__
+        yield f"{module.name:<10}{_summary(doc)}"
+
+
+def _summary(doc: str | None) -> str:
+    return (doc or "").strip().splitlines()[0] if (doc or "").strip() else ""
+
+
+def _amount(count: int) -> str:
+    """Three digits and a unit: 11.7 M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            value = count / size
+            return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
+    return str(count)

@@ -1,0 +1,36 @@
+"""Data formats, one file each. A format is a module with three functions:
+
+``sniff(source: str) -> str | None``: why the source is of this format, or None; quick.
+``read(source: str) -> Dataset``: the data with its own splits; all of it is "train" where it has
+none. Raises :class:`vidi.errors.InputError`.
+``fake(folder: Path) -> Fake``: writes a tiny example of itself, for tests.
+
+They are found by walking this package; nothing is registered.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from typing import Any
+
+from vidi.types import Sample
+
+
+@dataclass(frozen=True)
+class Fake:
+    """What was written, and what must be read back: samples by split, in the dataset's order."""
+
+    source: str
+    classes: tuple[str, ...]
+    splits: dict[str, list[Sample]]
+
+
+def names() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def find(name: str) -> Any:
+    """The format's module."""
+    return importlib.import_module(f"{__name__}.{name}")

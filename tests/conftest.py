@@ -1,0 +1,69 @@
+"""What many tests need: a folder of little pictures, the command line, the real data."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+Vidi = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or fills the user's cache of decoded images, nor knows of a torchrun."""
+    monkeypatch.setenv("VIDI_CACHE", str(tmp_path / "vidi-cache"))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder per class, 12 JPEG files each: reddish circles on noise, and greenish stripes."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "photos"
+    y, x = np.mgrid[:40, :48]
+    for name in ("circles", "stripes"):
+        (folder / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(0, 90, (40, 48, 3))
+            if name == "circles":
+                cx, cy, r = rng.uniform(14, 34), rng.uniform(14, 26), rng.uniform(7, 12)
+                pixels[(x - cx) ** 2 + (y - cy) ** 2 < r * r, 0] += 150
+            else:
+                pixels[(x + rng.integers(8)) % 8 < 4, 1] += 150
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i:02}.jpg")
+    return folder
+
+
+@pytest.fixture
+def vidi(tmp_path: Path) -> Vidi:
+    """Run ``python -m vidi`` with these words in a process of its own, in ``tmp_path``."""
+
+    def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "vidi", *map(str, words)],
+            cwd=tmp_path,
+            env={**os.environ, "COLUMNS": "80", **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real datasets that ``VIDI_DATA`` names; without it the test is skipped."""
+    folder = os.environ.get("VIDI_DATA")
+    if not folder:
+        pytest.skip("VIDI_DATA names no folder of real data")
+    return Path(folder)

@@ -1,0 +1,400 @@
+"""Batches: the same bytes however they are made."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vidi.data import augment, geometry
+from vidi.data.draws import Draws
+from vidi.data.loader import Loader
+from vidi.errors import InputError
+from vidi.recipe import Augmentation
+from vidi.types import Array, Batch, Encoded, Sample
+
+CLASSES = 5
+
+
+class Fake:
+    """The part of a dataset that a loader touches: images of many sizes, made from their index."""
+
+    def __init__(self, sizes: tuple[int, int] = (24, 60), bad: tuple[int, ...] = ()) -> None:
+        self.images = self
+        self.sizes = sizes
+        self.bad = bad
+
+    def key(self, i: int) -> str:
+        return f"train/{i:04}"
+
+    def annotations(self, i: int) -> dict[str, Any]:
+        return {"label": i % CLASSES}
+
+    def load(self, i: int) -> tuple[Array, tuple[int, int]]:
+        if i in self.bad:
+            raise InputError(f"{self.key(i)} is no image.")
+        rng = np.random.default_rng(i)
+        h, w = rng.integers(*self.sizes, 2)
+        return rng.integers(0, 256, (h, w, 3), dtype=np.uint8), (2 * int(h), 2 * int(w))
+
+
+def encode(sample: Sample, rng: Draws) -> Encoded:
+    target = {"label": np.asarray(sample.label, np.int64), "noise": rng.uniform("noise", 2)}
+    return Encoded({"image": sample.image}, target)
+
+
+def loader(n: int = 60, preset: Any = "strong", dataset: Fake | None = None, **more: Any) -> Loader:
+    dataset = dataset or Fake()
+    fields = more.pop("fields", {})
+    defaults: dict[str, Any] = {
+        "load": dataset.load,
+        "encode": encode,
+        "augmentation": augment.resolve(Augmentation(preset=preset, **fields)),
+        "image_size": 24,
+        "fill": (3, 2, 1),
+        "batch_size": 8,
+        "train": True,
+        "threads": 0,
+    }
+    ids = more.pop("ids", np.arange(100, 100 + n, dtype=np.int64))
+    return Loader(dataset, ids, **(defaults | more))  # type: ignore[arg-type]
+
+
+def same(one: Batch, other: Batch) -> None:
+    assert one.keys == other.keys
+    for name in ("ids", "matrices", "sizes", "valid"):
+        assert np.array_equal(getattr(one, name), getattr(other, name)), name
+    for part in ("inputs", "targets"):
+        mine, theirs = getattr(one, part), getattr(other, part)
+        assert mine.keys() == theirs.keys()
+        for name in mine:
+            assert mine[name].dtype == theirs[name].dtype
+            assert np.array_equal(mine[name], theirs[name]), name
+
+
+def all_same(one: Iterator[Batch], other: Iterator[Batch]) -> int:
+    count = 0
+    for a, b in zip(one, other, strict=True):
+        same(a, b)
+        count += 1
+    return count
+
+
+def joined(parts: list[Batch]) -> Batch:
+    def cat(values: list[Any]) -> Any:
+        return np.concatenate(values)
+
+    return Batch(
+        inputs={k: cat([p.inputs[k] for p in parts]) for k in parts[0].inputs},
+        targets={k: cat([p.targets[k] for p in parts]) for k in parts[0].targets},
+        keys=[k for p in parts for k in p.keys],
+        ids=cat([p.ids for p in parts]),
+        matrices=cat([p.matrices for p in parts]),
+        sizes=cat([p.sizes for p in parts]),
+        valid=cat([p.valid for p in parts]),
+    )
+
+
+PRESETS = pytest.mark.parametrize("preset", ["digits", "small", "photos", "strong"])
+
+
+@PRESETS
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_change_nothing(preset: str, threads: int) -> None:
+    alone, pool = loader(preset=preset), loader(preset=preset, threads=threads, prefetch=2)
+    assert all_same(alone.epoch(3), pool.epoch(3)) == 7
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 100])
+def test_prefetch_changes_nothing(prefetch: int) -> None:
+    assert all_same(loader().epoch(0), loader(threads=2, prefetch=prefetch).epoch(0)) == 7
+
+
+@PRESETS
+@pytest.mark.parametrize("start", [0, 1, 4, 6, 7])
+def test_an_epoch_resumes_at_any_step(preset: str, start: int) -> None:
+    whole = list(loader(preset=preset).epoch(2))[start:]
+    rest = list(loader(preset=preset, threads=2).epoch(2, start_step=start))
+    assert all_same(iter(whole), iter(rest)) == 7 - start
+
+
+@PRESETS
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_the_same_global_batch(preset: str, world: int) -> None:
+    one = loader(preset=preset)
+    ranks = [loader(preset=preset, rank=r, world=world) for r in range(world)]
+    assert {r.steps_per_epoch for r in ranks} == {one.steps_per_epoch}
+    for whole, *parts in zip(one.epoch(1), *(r.epoch(1) for r in ranks), strict=True):
+        same(whole, joined(list(parts)))
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 20, 61])
+@pytest.mark.parametrize("world", [1, 2, 3, 9])
+def test_evaluation_covers_every_sample_once(n: int, world: int) -> None:
+    seen: list[int] = []
+    for rank in range(world):
+        part = loader(n, train=False, rank=rank, world=world)
+        batches = list(part.epoch(0))
+        assert len(batches) == part.steps_per_epoch
+        seen += [int(i) for b in batches for i in b.ids]
+    assert sorted(seen) == list(range(100, 100 + n))
+
+
+def test_evaluation_is_in_order_and_keeps_the_samples_as_loaded() -> None:
+    data = Fake()
+    run = loader(20, train=False, keep_samples=True, dataset=data, preset="photos")
+    batches = list(run.epoch(0))
+    assert [len(b) for b in batches] == [8, 8, 4]
+    assert [i for b in batches for i in b.ids] == list(range(100, 120))
+    for batch in batches:
+        for i, sample in zip(batch.ids, batch.samples, strict=True):
+            assert sample.key == data.key(int(i))
+            assert sample.label == i % CLASSES
+            assert np.array_equal(sample.image, data.load(int(i))[0])
+    assert not next(loader().epoch(0)).samples
+
+
+def test_training_order() -> None:
+    run = loader(61)
+    first = np.concatenate([b.ids for b in run.epoch(0)])
+    second = np.concatenate([b.ids for b in run.epoch(1)])
+    assert len(first) == 56  # the last five come in other epochs
+    assert len(set(first)) == 56
+    assert not np.array_equal(first, second)
+    assert set(first) != set(second)
+    assert not np.array_equal(first, np.concatenate([b.ids for b in loader(61, seed=1).epoch(0)]))
+    few = loader(3)
+    assert few.steps_per_epoch == 1
+    assert sorted(next(few.epoch(0)).ids) == [100, 101, 102]
+
+
+def test_pixels_labels_matrices_and_sizes_are_the_samples_own() -> None:
+    data = Fake()
+    for preset in ("none", "small", "digits", "photos"):
+        fields = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
+        for batch in loader(dataset=data, preset=preset, fields=fields).epoch(0):
+            assert batch.inputs["image"].dtype == np.uint8
+            assert batch.inputs["image"].shape == (8, 24, 24, 3)
+            assert set(batch.targets) == {"label", "noise"}
+            for row, i in enumerate(batch.ids):
+                image, size = data.load(int(i))
+                assert tuple(batch.sizes[row]) == size
+                assert batch.keys[row] == data.key(int(i))
+                assert batch.targets["label"][row] == i % CLASSES
+                # The matrix is from the original's pixels; the loaded image is half its size.
+                from_loaded = batch.matrices[row] @ geometry.scaling(2, 2)
+                expected = geometry.warp(image, from_loaded, 24, (3, 2, 1))
+                assert np.array_equal(batch.inputs["image"][row], expected)
+
+
+def test_tasks_draw_by_sample_and_epoch() -> None:
+    by_id: list[dict[int, Any]] = []
+    for epoch in (0, 0, 1):
+        found: dict[int, Any] = {}
+        for batch in loader(64, threads=2).epoch(epoch):
+            found |= dict(zip(batch.ids.tolist(), batch.targets["noise"].tolist(), strict=True))
+        by_id.append(found)
+    assert by_id[0] == by_id[1]
+    assert all(by_id[0][i] != by_id[2][i] for i in by_id[0])
+    assert by_id[0][110] == Draws(0, 0, 110).uniform("noise", 2).tolist()
+
+
+class Colours(Fake):
+    """Each image is one colour, so that a mixed pixel tells what went into it."""
+
+    def load(self, i: int) -> tuple[Array, tuple[int, int]]:
+        return np.full((24, 24, 3), i, np.uint8), (24, 24)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+@pytest.mark.parametrize("threads", [0, 2])
+def test_mixing_is_what_the_targets_say(kind: str, threads: int) -> None:
+    data = Colours()
+    run = loader(64, "none", data, fields={kind: 1.0, "mix_probability": 0.7}, threads=threads)
+    unmixed = 0
+    for batch in run.epoch(0):
+        assert batch.targets["mix_lambda"].dtype == np.float32
+        for row, i in enumerate(batch.ids):
+            image = batch.inputs["image"][row].astype(float)
+            share = float(batch.targets["mix_lambda"][row])
+            if share == 1:
+                unmixed += 1
+                assert (image == i).all()
+                assert batch.targets["mix:label"][row] == batch.targets["label"][row]
+                continue
+            # mean = share · own + (1 − share) · partner
+            partner = (image.mean() - share * i) / (1 - share)
+            if kind == "cutmix":
+                assert (image == i).mean() == pytest.approx(share, abs=1e-6) or partner == i
+                partner = next(iter(set(np.unique(image)) - {i}), i)
+            assert 99 < partner < 165 or 1 - share < 0.1
+            if 1 - share > 0.3 or kind == "cutmix":
+                # Mixup's values are rounded, which blurs the partner's by half a level or two.
+                near = {round(partner + d) % CLASSES for d in (-1.7, -1, 0, 1, 1.7)}
+                exact = {int(partner) % CLASSES}
+                assert batch.targets["mix:label"][row] in (exact if kind == "cutmix" else near)
+    assert 8 <= unmixed <= 32
+
+
+def test_mixing_can_be_one_epoch_of_a_partner_that_is_augmented_as_itself() -> None:
+    """A CutMix of everything shows the partner just as it looks in the same epoch, unmixed."""
+    plain = loader(64, "small", fields={"crop": "pad"}, batch_size=64)
+    mixed = loader(64, "small", fields={"cutmix": 1.0}, batch_size=64)
+    (one,), (two,) = list(plain.epoch(0)), list(mixed.epoch(0))
+    assert np.array_equal(one.ids, two.ids)
+    looks = one.inputs["image"]
+    compared = 0
+    for row in range(64):
+        differs = (looks[row] != two.inputs["image"][row]).any(2)
+        if two.targets["mix_lambda"][row] < 0.8 and differs.any():
+            ys, xs = np.nonzero(differs)
+            box = np.s_[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+            part = two.inputs["image"][row][box]
+            assert any(np.array_equal(part, look[box]) for look in looks)
+            compared += 1
+    assert compared > 20
+
+
+def test_balanced_sampling() -> None:
+    """Classes of 50, 8 and 2 samples, drawn equally often; repeats vary."""
+    labels = np.repeat([0, 1, 2], [50, 8, 2])
+    weights = (1 / np.bincount(labels))[labels]
+    data = Fake()
+    run = loader(60, "photos", data, balance=weights, batch_size=60)
+    for epoch in range(3):
+        (batch,) = list(run.epoch(epoch))
+        drawn = labels[batch.ids - 100]
+        assert np.array_equal(np.bincount(drawn), [20, 20, 20])
+        assert set(np.bincount(batch.ids - 100)[50:58]) <= {2, 3}
+        assert set(np.bincount(batch.ids - 100)[58:]) == {10}
+        last = batch.inputs["image"][batch.ids == 159]
+        assert len(np.unique(last.reshape(len(last), -1), axis=0)) == 10
+    # The 20 of the 50 are others each time.
+    few = [set(next(run.epoch(e)).ids) for e in range(2)]
+    assert few[0] != few[1]
+    assert all_same(
+        run.epoch(4), loader(60, "photos", data, balance=weights, batch_size=60, threads=3).epoch(4)
+    )
+    assert np.array_equal(
+        loader(60, balance=np.full(60, 0.25)).order(0) % 2**40, loader(60).order(0)
+    )
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_an_unreadable_image_is_a_blank_invalid_row(threads: int) -> None:
+    data = Fake(bad=(103, 110))
+    run = loader(32, "photos", data, threads=threads, train=True)
+    good = {k: b for b in loader(32, "photos").epoch(0) for k in b.keys}
+    for batch in run.epoch(0):
+        for row, i in enumerate(batch.ids):
+            bad = int(i) in data.bad
+            assert batch.valid[row] != bad
+            assert batch.targets["label"][row] == i % CLASSES
+            theirs = good[batch.keys[row]].inputs["image"][row]
+            expected = np.zeros_like(theirs) if bad else theirs
+            assert np.array_equal(batch.inputs["image"][row], expected)
+    assert run.failures == {
+        "train/0103": "train/0103 is no image.",
+        "train/0110": "train/0110 is no image.",
+    }
+
+
+def test_an_unreadable_partner_leaves_the_image_unmixed() -> None:
+    everything_else = tuple(range(101, 164))
+    data = Fake(bad=everything_else)
+    run = loader(64, "none", data, fields={"mixup": 1.0}, batch_size=64)
+    (batch,) = list(run.epoch(0))
+    row = batch.keys.index("train/0100")
+    assert batch.valid.sum() == 1
+    assert batch.targets["mix_lambda"][row] == 1
+    assert batch.targets["mix:label"][row] == 0
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_an_error_of_the_tasks_reaches_the_caller(threads: int) -> None:
+    def broken(sample: Sample, rng: Draws) -> Encoded:
+        if sample.key == "train/0130":
+            raise KeyError("boundaries")
+        return encode(sample, rng)
+
+    before = threading.active_count()
+    with pytest.raises(KeyError, match="boundaries"):
+        list(loader(threads=threads, encode=broken).epoch(0))
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("stop", ["close", "break", "throw", "unused"])
+def test_stopping_early_leaves_no_thread(stop: str) -> None:
+    def slow(i: int) -> tuple[Array, tuple[int, int]]:
+        time.sleep(0.001)
+        return Fake().load(i)
+
+    before = threading.active_count()
+    batches = loader(200, threads=3, prefetch=8, load=slow).epoch(0)
+    if stop == "unused":
+        del batches
+    else:
+        next(batches)
+        assert threading.active_count() > before
+        if stop == "close":
+            batches.close()
+        elif stop == "throw":
+            with pytest.raises(KeyboardInterrupt):
+                batches.throw(KeyboardInterrupt())
+        else:
+            del batches
+    assert threading.active_count() == before
+
+
+def test_no_more_is_prepared_than_asked_for() -> None:
+    loaded: list[int] = []
+
+    def counted(i: int) -> tuple[Array, tuple[int, int]]:
+        loaded.append(i)
+        return Fake().load(i)
+
+    batches = loader(80, "small", threads=2, prefetch=2, load=counted).epoch(0)
+    next(batches)
+    time.sleep(0.1)
+    assert len(loaded) == 3 * 8
+    batches.close()
+
+
+def test_inputs_and_targets_that_the_task_makes() -> None:
+    """Several inputs, arrays whose shape differs (a list), and an image that the task changed."""
+
+    def rich(sample: Sample, rng: Draws) -> Encoded:
+        n = int(sample.key[-1])
+        return Encoded(
+            {"image": sample.image[::-1], "small": sample.image[::2, ::2]},
+            {"boxes": np.full((n, 4), n, np.float32)},
+        )
+
+    for batch, plain in zip(loader(encode=rich).epoch(0), loader().epoch(0), strict=True):
+        assert np.array_equal(batch.inputs["image"], plain.inputs["image"][:, ::-1])
+        assert np.array_equal(batch.inputs["small"], plain.inputs["image"][:, ::2, ::2])
+        assert isinstance(batch.targets["boxes"], list)
+        for key, boxes in zip(batch.keys, batch.targets["boxes"], strict=True):
+            assert boxes.shape == (int(key[-1]), 4)
+
+
+def test_batches_do_not_share_memory() -> None:
+    kept = list(loader(threads=2).epoch(0))
+    assert all_same(iter(kept), loader().epoch(0)) == 7
+
+
+def test_the_seed_is_the_whole_difference() -> None:
+    make: list[Callable[[], Loader]] = [loader, lambda: loader(seed=5)]
+    first, second = (next(m().epoch(0)) for m in make)
+    assert not np.array_equal(first.inputs["image"], second.inputs["image"])
+    none = dataclasses.replace(augment.resolve(Augmentation(preset="none")))
+    still = loader(8, augmentation=none), loader(8, augmentation=none, seed=5)
+    by_key = [
+        dict(zip(b.keys, b.inputs["image"], strict=True)) for b in (next(x.epoch(0)) for x in still)
+    ]
+    assert all(np.array_equal(by_key[0][k], by_key[1][k]) for k in by_key[0])

@@ -1,0 +1,82 @@
+"""Two processes see the samples of one, in the same order, and end with its loss."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vidi.engine.run import read_metrics
+
+FLAGS = [
+    "train",
+    "digits",
+    "--model",
+    "perceptron",
+    "--epochs",
+    "2",
+    "--batch-size",
+    "64",
+    "--precision",
+    "fp32",
+    "--data.threads",
+    "1",
+    "--logging.every",
+    "1",
+    "--no-logging.pictures",
+    "--json",
+]
+
+
+def vidi(run: Path, *more: str, processes: int = 1) -> dict[str, Any]:
+    launch = ["-m", "vidi"]
+    if processes > 1:
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+        launch += [str(processes), "-m", "vidi"]
+    done = subprocess.run(
+        [sys.executable, *launch, *FLAGS, "--run", str(run), *more],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    out: dict[str, Any] = json.loads(done.stdout)
+    return out
+
+
+def losses(run: Path) -> list[float]:
+    return [r["loss"] for r in read_metrics(run) if r["event"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    run = tmp_path_factory.mktemp("one") / "run"
+    return run, vidi(run)
+
+
+def test_two_processes_train_as_one(tmp_path: Path, one: tuple[Path, dict[str, Any]]) -> None:
+    run, result = one
+    both = vidi(tmp_path / "two", processes=2)
+    assert both["steps"] == result["steps"]
+    # A perceptron has neither dropout nor batch statistics: the same samples in the same order
+    # give the same loss at every step, up to the order of sums.
+    assert np.allclose(losses(run), losses(tmp_path / "two"), atol=1e-3)
+    for split in ("metrics", "test_metrics"):
+        assert both[split] == pytest.approx(result[split], abs=1e-3)
+
+
+def test_begun_with_one_process_resumed_with_two(
+    tmp_path: Path, one: tuple[Path, dict[str, Any]]
+) -> None:
+    run = tmp_path / "run"
+    schedule = ["--schedule.name", "constant", "--schedule.warmup", "0"]
+    vidi(run, *schedule, "--epochs", "1")
+    both = vidi(run, "--resume", "--epochs", "2", processes=2)
+    whole = vidi(tmp_path / "whole", *schedule)
+    assert both["steps"] == whole["steps"]
+    assert np.allclose(losses(run), losses(tmp_path / "whole"), atol=1e-3)

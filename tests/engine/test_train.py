@@ -1,0 +1,240 @@
+"""Training end to end on small data: what a run leaves, how it goes on, how it stops."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import vidi
+from vidi.engine.run import read_metrics
+from vidi.errors import InputError, RunError
+from vidi.models.perceptrons import mlp
+
+
+class Blobs:
+    """``n`` images of 8 px in three classes, told apart by their colour."""
+
+    def __init__(self, n: int = 60, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.labels = np.arange(n) % 3
+        self.images = rng.integers(0, 90, (n, 8, 8, 3), dtype=np.uint8)
+        self.images[np.arange(n), :, :, self.labels] += 100
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        return self.images[i], int(self.labels[i])
+
+
+def tiny(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, num_classes))
+
+
+def train(run: Path, **changes: Any) -> Any:
+    fields: dict[str, Any] = {
+        "model": tiny,
+        "epochs": 4,
+        "batch_size": 10,
+        "lr": 0.05,
+        "precision": "fp32",
+        "image_size": 8,
+        "data": {"threads": 0},
+        "logging": {"pictures": False, "every": 1},
+    }
+    data = changes.pop("with_data", Blobs())
+    return vidi.train(data, run=run, **{**fields, **changes})
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(max((run / "last").glob("*.safetensors")))
+
+
+def test_learns_what_is_easy_and_leaves_a_whole_run(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", epochs=8)
+    assert run.metrics["accuracy"] == 1.0
+    assert run.epochs == 8 and run.steps == 8 * 5, "54 images, batches of 10"
+    for name in ("recipe.json", "metrics.jsonl", "best.safetensors", "evaluation.json"):
+        assert (run.path / name).is_file()
+    recipe = json.loads((run.path / "recipe.json").read_text())["recipe"]
+    assert "auto" not in json.dumps({k: v for k, v in recipe.items() if k != "device"}), (
+        "everything is resolved"
+    )
+    losses = [r["train_loss"] for r in run.history() if r["event"] == "epoch"]
+    assert losses[-1] < losses[0] / 2
+
+
+def test_an_existing_run_is_not_touched_without_resume(tmp_path: Path) -> None:
+    train(tmp_path / "run", epochs=1)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(InputError, match="--resume"):
+        train(tmp_path / "run", epochs=1)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_folder_that_is_no_run_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="is no run"):
+        train(tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_finished_run_is_extended_by_a_longer_length(tmp_path: Path) -> None:
+    constant = {"name": "constant", "warmup": 0}
+    long = train(tmp_path / "long", epochs=4, schedule=constant)
+    train(tmp_path / "run", epochs=2, schedule=constant)
+    extended = train(tmp_path / "run", epochs=4, schedule=constant, resume=True)
+    assert extended.steps == long.steps
+    a, b = weights(tmp_path / "long"), weights(tmp_path / "run")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    first = train(tmp_path / "run")
+    before = weights(tmp_path / "run")
+    again = train(tmp_path / "run", resume=True)
+    assert again.metrics == first.metrics and again.steps == first.steps
+    after = weights(tmp_path / "run")
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"lr": 0.1}, "lr"),
+        ({"batch_size": 12}, "batch_size"),
+        ({"optimiser": {"momentum": 0.5}}, "optimiser.momentum"),
+    ],
+)
+def test_a_changed_field_is_refused_on_resume(
+    tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    train(tmp_path / "run", epochs=1)
+    with pytest.raises(InputError, match=named):
+        train(tmp_path / "run", resume=True, **change)
+
+
+def test_other_data_is_refused_on_resume(tmp_path: Path) -> None:
+    train(tmp_path / "run", epochs=1)
+    with pytest.raises(InputError, match="not the data"):
+        train(tmp_path / "run", resume=True, with_data=Blobs(63))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
+    class Bad(nn.Module):
+        def __init__(self, num_classes: int) -> None:
+            super().__init__()
+            self.fc = nn.Linear(192, num_classes)
+            self.explode = Explode()
+            self.calls = 0
+
+        def forward(self, x: torch.Tensor) -> Any:
+            self.calls += self.training
+            return self.explode(self.fc(x.flatten(1)), self.calls >= 8)
+
+    class Explode(nn.Module):
+        def forward(self, x: torch.Tensor, now: bool) -> Any:
+            return x / 0 if now else x
+
+    model = Bad(3)
+    with pytest.raises(RunError) as caught:
+        train(tmp_path / "run", model=model, length={"save_every_steps": 7})
+    said = str(caught.value)
+    assert "step 8" in said and "explode (Explode)" in said and "--lr" in said
+    saved = weights(tmp_path / "run")
+    assert torch.equal(saved["model/fc.weight"], model.fc.weight), "not updated since step 7"
+    assert torch.isfinite(model.fc.weight).all()
+
+
+def test_early_stopping_stops(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", epochs=50, lr=1e-9, length={"patience": 3})
+    assert run.epochs == 4, "the first evaluation is the best, three more are not"
+    assert train(tmp_path / "run", epochs=50, lr=1e-9, length={"patience": 3}, resume=True).epochs
+
+
+def test_a_length_in_minutes_becomes_steps_and_is_saved(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", length={"minutes": 0.05})
+    assert run.steps >= 25
+    newest = max((tmp_path / "run" / "last").glob("*.json"))
+    assert json.loads(newest.read_text())["values"]["total"] == run.steps
+
+
+def test_accumulated_parts_equal_the_whole_batch(tmp_path: Path) -> None:
+    """Without batch statistics the parts' gradients add up to the batch's."""
+    whole = train(tmp_path / "a", batch_size=12)
+    parts = train(tmp_path / "b", batch_size=12, optimiser={"accumulate": 5})
+    a, b = load_file(whole.path / "best.safetensors"), load_file(parts.path / "best.safetensors")
+    for key in a:
+        assert torch.allclose(a[key], b[key], atol=1e-6), key
+
+
+def test_frozen_parts_stay_and_their_batch_norm_too(tmp_path: Path) -> None:
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)),
+        nn.Sequential(nn.Flatten(), nn.Linear(4 * 36, 3)),
+    )
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    train(tmp_path / "run", model=model, freeze=("0",), epochs=2)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]) == key.startswith("0."), key
+
+
+def test_class_weights_and_balanced_sampling_even_out_an_imbalance(tmp_path: Path) -> None:
+    class Skewed(Blobs):
+        def __init__(self) -> None:
+            super().__init__(90)
+            keep = np.flatnonzero((self.labels != 2) | (np.arange(90) < 18))
+            self.images, self.labels = self.images[keep], self.labels[keep]
+
+    def share(**changes: Any) -> float:
+        seen: list[int] = []
+
+        def loss(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+            seen.extend(label.tolist())
+            return nn.functional.cross_entropy(logits, label, reduction="none")
+
+        train(tmp_path / str(len(changes)), with_data=Skewed(), loss=loss, **changes)
+        return float(np.mean(np.array(seen) == 2))
+
+    assert share() < 0.12
+    assert share(data={"balance": "sampler", "threads": 0}) == pytest.approx(1 / 3, abs=0.04)
+
+
+def test_a_network_by_name_and_load_predict_evaluate(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", model=mlp, epochs=6)
+    model = vidi.load(run.path)
+    data = Blobs(9, seed=5)
+    predictions = model.predict([image for image, _ in data])  # type: ignore[attr-defined]
+    assert [p.label for p in predictions] == [model.classes[label] for _, label in data]  # type: ignore[attr-defined]
+    assert all(p.probabilities.sum() == pytest.approx(1) for p in predictions)
+    scored = model.evaluate({"train": Blobs(), "val": data}, split="val")
+    assert scored.samples == 9 and scored.metrics["accuracy"] == 1.0
+
+
+def test_weights_of_a_run_start_another_with_other_classes(tmp_path: Path) -> None:
+    class Two(Blobs):
+        def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+            return self.images[i], int(self.labels[i]) % 2
+
+    first = train(tmp_path / "first", model="mlp", epochs=2)
+    second = train(
+        tmp_path / "second", model="mlp", weights=str(first.path), with_data=Two(), epochs=1, lr=1e-9
+    )
+    notes = " ".join(json.loads((second.path / "recipe.json").read_text())["notes"])
+    assert "2 classes" in notes or "fresh" in notes, notes
+    a = load_file(first.path / "best.safetensors")
+    b = load_file(second.path / "best.safetensors")
+    same = [k for k in a if a[k].shape == b[k].shape]
+    assert same and all(torch.allclose(a[k], b[k], atol=1e-5) for k in same)
+
+
+def test_rows_tell_every_step_once(tmp_path: Path) -> None:
+    train(tmp_path / "run", epochs=2)
+    rows = [r for r in read_metrics(tmp_path / "run") if r["event"] == "train"]
+    assert [r["step"] for r in rows] == list(range(1, 11))
+    assert all({"loss", "lr", "gradient_norm", "images_per_second"} <= r.keys() for r in rows)
