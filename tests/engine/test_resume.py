@@ -150,9 +150,7 @@ def test_killed_at_random_moments_and_resumed_is_bitwise_equal(
     assert differing(everything(run), uninterrupted) == []
 
 
-def test_the_comparison_can_fail(
-    tmp_path: Path, uninterrupted: dict[str, torch.Tensor]
-) -> None:
+def test_the_comparison_can_fail(tmp_path: Path, uninterrupted: dict[str, torch.Tensor]) -> None:
     """One weight off by the smallest amount is seen."""
     other = {k: v.clone() for k, v in uninterrupted.items()}
     key = next(k for k in other if k.endswith("0.weight"))

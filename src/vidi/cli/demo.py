@@ -53,10 +53,11 @@ def main(arguments: Sequence[str]) -> int:
 def _draw_predictions(path: Path) -> None:
     """predictions.png: the mistakes on the test split, then digits that were read right."""
     from vidi import api
+    from vidi.data.open import open_data
     from vidi.report import pictures
 
     model = api.load(path)
-    digits = api.open("digits")
+    digits = open_data("digits")
     test = digits.splits["test"]
     images = [digits[int(i)].image for i in test]
     said = model.predict(images)

@@ -282,21 +282,15 @@ def _weights_look(recipe: Recipe) -> _Look | None:
 
 
 def _build(recipe: Recipe, network: Any, classes: int) -> nn.Module:
-    if isinstance(network, nn.Module):
-        return network
     assert recipe.image_size != "auto"
-    if callable(network):
-        built = network(num_classes=classes)
-        if not isinstance(built, nn.Module):
-            raise InputError(
-                f"{recipe.model} gave a {type(built).__name__} for num_classes={classes}; it "
-                "should give a torch.nn.Module."
-            )
-        return built
+    if isinstance(network, nn.Module):
+        models.check(network, recipe.model, classes, recipe.image_size)
+        return network
     return models.build(
         recipe.model,
         num_classes=classes,
         image_size=recipe.image_size,
+        builder=network,
         dropout=recipe.regularisation.dropout,
     )
 

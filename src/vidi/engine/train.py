@@ -145,7 +145,7 @@ def fit(
         for note in state.notes:
             progress.note(note)
     at.total = length_in_steps(recipe, per_epoch) or at.total
-    record = _recorder(run, recipe, at.step, resumed=state is not None)
+    record = _recorder(run, recipe, at.step)
     clock = Clock()
     interrupted = None
     progress.start(
@@ -485,13 +485,12 @@ def _tensors(
     return tensors | {f"optimiser/{k}": v for k, v in state.items()}
 
 
-def _recorder(
-    run: RunDirectory, recipe: Recipe, step: int, *, resumed: bool
-) -> Callable[..., None]:
+def _recorder(run: RunDirectory, recipe: Recipe, step: int) -> Callable[..., None]:
     """Writes a row to metrics.jsonl and, if asked, to TensorBoard; silent but in the writer."""
     if not distributed.is_writer():
         return lambda **row: None
     events: Any = None
+    resumed = (run.path / "metrics.jsonl").is_file()
     if recipe.logging.tensorboard:
         try:
             from torch.utils.tensorboard import SummaryWriter

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Builder = Callable[..., nn.Module]
 
-__all__ = ["Description", "build", "describe", "find", "names"]
+__all__ = ["Description", "build", "check", "describe", "find", "names"]
 
 
 def __getattr__(name: str) -> Any:
@@ -69,8 +69,17 @@ def find(name: str) -> "Builder":
     return builders[name]
 
 
-def build(name: str, *, num_classes: int, image_size: int, **options: Any) -> "nn.Module":
+def build(
+    name: str,
+    *,
+    num_classes: int,
+    image_size: int,
+    builder: "Builder | None" = None,
+    **options: Any,
+) -> "nn.Module":
     """The network called ``name`` for ``num_classes`` classes and square images of ``image_size``.
+
+    ``builder``: the function itself, where it was given from Python; ``name`` is then only said.
 
     ``num_classes`` and ``image_size`` (pixels) are passed if the builder takes them, ``options``
     must be taken; an option that is None is left to the builder's default. Raises InputError if
@@ -79,7 +88,7 @@ def build(name: str, *, num_classes: int, image_size: int, **options: Any) -> "n
     """
     if image_size < 1:
         raise InputError(f"An image size of {image_size} pixels is impossible; use at least 1.")
-    builder = find(name)
+    builder = builder or find(name)
     taken = inspect.signature(builder).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in taken.values())
     given = {key: value for key, value in options.items() if value is not None}
@@ -98,8 +107,41 @@ def build(name: str, *, num_classes: int, image_size: int, **options: Any) -> "n
     except (TypeError, ValueError) as error:
         said = ", ".join(f"{key}={value!r}" for key, value in given.items())
         raise InputError(f"The network {name} could not be built with {said}: {error}.") from error
-    _check_output(model, name, num_classes, image_size)
+    if not hasattr(model, "parameters"):
+        raise InputError(
+            f"{name} gave a {type(model).__name__}; a function that returns a torch.nn.Module is "
+            "expected."
+        )
+    check(model, name, num_classes, image_size)
     return model
+
+
+def check(model: "nn.Module", name: str, num_classes: int, image_size: int) -> None:
+    """Raises InputError unless the network gives one number per class for an image of that size."""
+    from torch import Tensor, nn
+
+    from vidi.models import count
+
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{name} should return a torch.nn.Module; it gave {type(model).__name__}.")
+    try:
+        output = count.trial(model, image_size)
+    except InputError:
+        raise
+    except Exception as error:  # any operation of the network may be the one that does not fit
+        smallest = count.smallest_image_size(model, image_size)
+        raise InputError(
+            f"The network {name} cannot take images of {image_size} × {image_size} pixels: "
+            + (f"it needs at least {smallest}." if smallest else f"{error}.")
+        ) from error
+    if isinstance(output, tuple):
+        output = output[0]
+    if not isinstance(output, Tensor) or output.shape != (1, num_classes):
+        found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise InputError(
+            f"The network {name} should give one number per class for one image, a tensor of shape "
+            f"[1, {num_classes}]; it gave {found}. Let its function take num_classes."
+        )
 
 
 class Description(NamedTuple):
@@ -236,30 +278,3 @@ def _find_timm(name: str) -> "Builder":
         return model
 
     return timm_network
-
-
-def _check_output(model: "nn.Module", name: str, num_classes: int, image_size: int) -> None:
-    from torch import Tensor, nn
-
-    from vidi.models import count
-
-    if not isinstance(model, nn.Module):
-        raise InputError(f"{name} should return a torch.nn.Module; it gave {type(model).__name__}.")
-    try:
-        output = count.trial(model, image_size)
-    except InputError:
-        raise
-    except Exception as error:  # any operation of the network may be the one that does not fit
-        smallest = count.smallest_image_size(model, image_size)
-        raise InputError(
-            f"The network {name} cannot take images of {image_size} × {image_size} pixels: "
-            + (f"it needs at least {smallest}." if smallest else f"{error}.")
-        ) from error
-    if isinstance(output, tuple):
-        output = output[0]
-    if not isinstance(output, Tensor) or output.shape != (1, num_classes):
-        found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise InputError(
-            f"The network {name} should give one number per class for one image, a tensor of shape "
-            f"[1, {num_classes}]; it gave {found}. Let its function take num_classes."
-        )
