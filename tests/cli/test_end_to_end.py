@@ -209,7 +209,8 @@ def test_demo_shows_where_the_pictures_are(ask: Ask, tmp_path: Path) -> None:
         for name in ("predictions.png", "confusion.png", "curves.png"):
             path = tmp_path / folder / name
             assert str(path) in out
-            assert Image.open(path).width > 300
+            with Image.open(path) as picture:
+                assert picture.width > 300
 
 
 BROKEN = {

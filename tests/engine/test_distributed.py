@@ -27,7 +27,7 @@ FLAGS = [
     "1",
     "--logging.every",
     "1",
-    "--no-logging.pictures",
+    "--logging.no-pictures",
     "--json",
 ]
 

@@ -53,6 +53,24 @@ def test_curves_of_little_or_nothing(rows: list[dict[str, Any]], tmp_path: Path)
     assert pixels(tmp_path / "curves.png").shape[2] == 3
 
 
+def test_of_equally_good_epochs_the_last_is_marked(tmp_path: Path) -> None:
+    """The engine keeps its weights."""
+    rows = history(12)
+    for row in rows:
+        if row["event"] == "evaluation":
+            row["metrics"]["accuracy"] = 0.5 if row["epoch"] == 12 else 0.4
+    pictures.curves(rows, tmp_path / "last.png")
+    for row in rows:
+        if row["event"] == "evaluation" and row["epoch"] == 3:
+            row["metrics"]["accuracy"] = 0.5
+    pictures.curves(rows, tmp_path / "both.png")
+    marks = [
+        np.argwhere(np.abs(pixels(tmp_path / name) - (0xC8, 0x32, 0x2B)).max(2) < 10)[:, 1].mean()
+        for name in ("last.png", "both.png")
+    ]
+    assert marks[0] == pytest.approx(marks[1], abs=3)
+
+
 def matrix(k: int, right: int, wrong: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     return right * np.eye(k, dtype=np.int64) + wrong * np.eye(k, k=1, dtype=np.int64)
 

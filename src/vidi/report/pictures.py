@@ -72,7 +72,8 @@ def curves(history: Sequence[Mapping[str, Any]], path: Path, *, headline: str = 
         values = _finite([row["metrics"].get(headline) for row in rows])
         _line(metric, epochs, values, ORANGE, "validation")
         if np.isfinite(values).any():
-            best = int(np.nanargmax(values))
+            # The last of equals, as the engine keeps it.
+            best = len(values) - 1 - int(np.nanargmax(values[::-1]))
             metric.plot(epochs[best], values[best], "o", color=RED, markersize=6)
             metric.set_title(f"{headline}: best {values[best]:.4f} at epoch {epochs[best]:g}")
         else:
