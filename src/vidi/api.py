@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from vidi.data.dataset import Dataset
 from vidi.data.open import from_images, open_data
 from vidi.engine import checkpoint, device, distributed
 from vidi.engine.evaluate import Compute, evaluate, predictions
-from vidi.engine.prepare import kept_size, loader, make_task, prepare
+from vidi.engine.prepare import Prepared, kept_size, loader, make_task, prepare, unreadable
 from vidi.engine.run import (
     BEST,
     Description,
@@ -27,9 +29,10 @@ from vidi.engine.run import (
     free_name,
     read_metrics,
 )
-from vidi.engine.train import Outcome, Progress, fit, unreadable
+from vidi.engine.train import Outcome, Progress, fit
 from vidi.errors import InputError
 from vidi.recipe import Recipe
+from vidi.report import progress as report
 from vidi.types import Array
 
 
@@ -114,11 +117,12 @@ def train(
     if val is not None:
         data = {"train": data, "val": val}
     wanted = recipes.replace(recipe or Recipe(), changes)
-    display: Any = progress if progress is not None else _Silent()
-
+    recipes.check(wanted)
     device.tune_allocator()
     where = distributed.local_device(device.choose(wanted.device))
-    with distributed.session(where):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(distributed.session(where))
+        display = progress if progress is not None else stack.enter_context(report.display())
         directory, saved = _place(run, resume, data, wanted)
         if saved is not None:
             wanted = _resumed(saved.recipe, changes, recipe)
@@ -134,45 +138,40 @@ def train(
         )
         for note in dataset.notes:
             display.note(note)
-        with directory.locked() if distributed.is_writer() else _nothing():
-            made = prepare(
-                wanted,
-                dataset,
-                where,
-                saved=saved,
-                network=network,
-                loss=loss,
-                progress=display.note,
-            )
-            for note in made.notes:
-                display.note(note)
-            state = checkpoint.load(directory.last) if saved is not None else None
-            if distributed.is_writer():
-                directory.write_description(made.description)
-            display.note(f"run: {directory.path}")
-            outcome = fit(
-                directory,
-                made.description,
-                made.model,
-                made.task,
-                made.train,
-                made.loaders["val"],
-                made.compute,
-                is_head=made.is_head,
-                train_mode=made.train_mode,
-                progress=display,
-                state=state,
-            )
-            distributed.gathered(None)  # every process waits for the best weights to be written
-            results = {} if outcome.interrupted else _evaluate_best(directory, made)
-            result = _result(
-                directory, made.description, made.train.steps_per_epoch, outcome, results
-            )
-            if distributed.is_writer():
+        if distributed.is_writer():
+            stack.enter_context(directory.locked())
+        made = prepare(wanted, dataset, where, saved=saved, network=network, loss=loss)
+        for note in made.notes:
+            display.note(note)
+        state = checkpoint.load(directory.last) if saved is not None else None
+        if distributed.is_writer():
+            directory.write_description(made.description)
+        display.note(f"run: {directory.path}")
+        stack.enter_context(device.threads_for(made.work))
+        outcome = fit(
+            directory,
+            made.description,
+            made.model,
+            made.task,
+            made.train,
+            made.loaders["val"],
+            made.compute,
+            is_head=made.is_head,
+            train_mode=made.train_mode,
+            progress=display,
+            state=state,
+        )
+        distributed.gathered(None)  # every process waits for the best weights to be written
+        results = {} if outcome.interrupted else _evaluate_best(directory, made)
+        result = _result(directory, made, outcome, results)
+        if distributed.is_writer():
+            if not outcome.interrupted:
                 _write_end(directory, result, results)
-                if made.description.recipe.logging.pictures:
-                    _draw(directory, made.description.classes, results)
-            display.finish(_table(result))
+            if result.recipe.logging.pictures:
+                _draw(directory, made, results)
+        for note in made.store.notes:
+            display.note(note)
+        display.finish(_table(result))
         return result
 
 
@@ -234,6 +233,7 @@ class Model:
             val_fraction=self.recipe.data.val_fraction,
             seed=self.recipe.seed,
             classes=self.classes,
+            carve_val=own,
             max_megapixels=self.recipe.data.max_megapixels,
         )
         if split is None:
@@ -379,23 +379,19 @@ def _evaluate_best(directory: RunDirectory, made: Any) -> dict[str, Any]:
 
 
 def _result(
-    directory: RunDirectory,
-    description: Description,
-    per_epoch: int,
-    outcome: Outcome,
-    results: dict[str, Any],
+    directory: RunDirectory, made: Prepared, outcome: Outcome, results: dict[str, Any]
 ) -> Run:
     val = results.get("val", {}).get("metrics")
     if val is None:  # interrupted: what the best evaluation so far gave
-        rows = [r for r in read_metrics(directory.path) if r["event"] == "evaluation"]
-        val = max((r["metrics"] for r in rows), key=lambda m: m["accuracy"], default={})
+        rows = [r["metrics"] for r in read_metrics(directory.path) if r["event"] == "evaluation"]
+        val = max(rows, key=lambda m: float(m[made.task.headline]), default={})
     return Run(
         path=directory.path,
-        recipe=description.recipe,
-        classes=description.classes,
+        recipe=made.description.recipe,
+        classes=made.description.classes,
         metrics=val,
         test_metrics=results.get("test", {}).get("metrics"),
-        epochs=outcome.position.step / per_epoch,
+        epochs=outcome.position.step / made.train.steps_per_epoch,
         steps=outcome.position.step,
         images_per_second=outcome.images_per_second,
         interrupted=outcome.interrupted,
@@ -403,8 +399,6 @@ def _result(
 
 
 def _write_end(directory: RunDirectory, result: Run, results: dict[str, Any]) -> None:
-    if result.interrupted:
-        return
     directory.write_evaluation(results)
     directory.append(
         event="end",
@@ -416,14 +410,16 @@ def _write_end(directory: RunDirectory, result: Run, results: dict[str, Any]) ->
     )
 
 
-def _draw(directory: RunDirectory, classes: Sequence[str], results: dict[str, Any]) -> None:
+def _draw(directory: RunDirectory, made: Prepared, results: dict[str, Any]) -> None:
     from vidi.report import pictures
 
-    pictures.curves(read_metrics(directory.path), directory.path / "curves.png")
+    pictures.curves(
+        read_metrics(directory.path), directory.path / "curves.png", headline=made.task.headline
+    )
     if results:
         split = "test" if "test" in results else "val"
         confusion = np.array(results[split]["confusion"])
-        pictures.confusion(confusion, classes, directory.path / "confusion.png")
+        pictures.confusion(confusion, made.description.classes, directory.path / "confusion.png")
 
 
 def _table(result: Run) -> list[tuple[str, str]]:
@@ -440,7 +436,7 @@ def _table(result: Run) -> list[tuple[str, str]]:
 
 def _read_header(file: Path) -> Description:
     try:
-        with safetensors.safe_open(str(file), framework="pt") as opened:  # type: ignore[no-untyped-call]
+        with safetensors.safe_open(str(file), framework="pt") as opened:
             header = opened.metadata() or {}
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{file} is no whole safetensors file ({error}).") from error
@@ -449,8 +445,6 @@ def _read_header(file: Path) -> Description:
             f"{file} was not written by vidi: its header has no recipe. To start from such "
             "weights, use `vidi train --weights`."
         )
-    import json
-
     return Description.from_json(json.loads(header["vidi"]), str(file))
 
 
@@ -477,16 +471,3 @@ def _stem(value: Any) -> str:
     text = str(value) if isinstance(value, str | Path) else "data"
     last = Path(text).resolve().name if text not in ("", "digits") else text
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in last) or "data"
-
-
-class _Silent:
-    """No display."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args, **named: None
-
-
-class _nothing:  # noqa: N801 - a context manager, used like a function
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...

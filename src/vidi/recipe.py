@@ -49,6 +49,7 @@ class Optimiser:
     """The update rule."""
 
     name: Literal["auto", "sgd", "adamw"] = "auto"
+    """SGD with momentum, or AdamW."""
     momentum: float = 0.9
     """SGD's momentum; AdamW's first beta."""
     nesterov: bool | Auto = "auto"
@@ -72,6 +73,7 @@ class Schedule:
     """How the rate changes over the run."""
 
     name: Literal["auto", "constant", "step", "cosine", "one-cycle"] = "auto"
+    """The rate's shape after the warm-up."""
     warmup: float | Auto = "auto"
     """Linear warm-up, in epochs. One-cycle: its rising part."""
     milestones: tuple[float, ...] = (0.5, 0.75)
@@ -99,11 +101,9 @@ class Augmentation:
     """How a training image is varied. A preset fills whatever is left at auto."""
 
     preset: Literal["auto", "none", "digits", "small", "photos", "strong"] = "auto"
-    """digits: shift, rotate, scale. small: pad-and-crop, flip. photos: random resized crop, flip,
-    a little colour. strong: photos with TrivialAugment, erasing, mixup and CutMix."""
+    """What kind of images: digits (shift, rotate, zoom), small (pad-and-crop, flip), photos (random resized crop, flip, colour), strong (photos with TrivialAugment, erasing, mixup, CutMix)."""  # noqa: E501
     crop: Literal["auto", "resize", "pad", "random-resized"] = "auto"
-    """resize: the whole image, squashed. pad: pad by --augmentation.pad, crop at random.
-    random-resized: a random part, resized."""
+    """The whole image (resize), padded and cropped (pad), or a random part (random-resized)."""
     pad: int | Auto = "auto"
     """Padding of pad-and-crop, in input pixels."""
     crop_area: tuple[float, float] | Auto = "auto"
@@ -121,9 +121,11 @@ class Augmentation:
     shift: float | Auto = "auto"
     """Largest shift either way, as a share of the input size."""
     brightness: float | Auto = "auto"
-    """Largest relative change either way; contrast and saturation likewise."""
+    """Largest relative change of brightness either way."""
     contrast: float | Auto = "auto"
+    """Largest relative change of contrast either way."""
     saturation: float | Auto = "auto"
+    """Largest relative change of saturation either way."""
     hue: float | Auto = "auto"
     """Largest turn of the hue circle either way, as a share of it (at most 0.5)."""
     policy: Literal["auto", "none", "trivial", "rand"] = "auto"
@@ -238,6 +240,53 @@ def replace(recipe: Recipe, changes: Mapping[str, Any], *, where: str = "recipe"
     """
     out: Recipe = _replaced(recipe, changes, where, "")
     return out
+
+
+RANGES: dict[str, tuple[float, float]] = {
+    "epochs": (1e-9, 1e9),
+    "batch_size": (1, 1 << 20),
+    "lr": (0, 1e6),
+    "image_size": (1, 4096),
+    "seed": (0, (1 << 63) - 1),
+    "data.val_fraction": (1e-9, 1 - 1e-9),
+    "data.max_megapixels": (1e-6, 1e6),
+    "data.threads": (0, 1024),
+    "data.prefetch": (1, 1024),
+    "data.cache_gb": (0, 1e9),
+    "optimiser.momentum": (0, 1 - 1e-9),
+    "optimiser.beta2": (0, 1 - 1e-9),
+    "optimiser.weight_decay": (0, 1e6),
+    "optimiser.trunk_lr": (0, 1e6),
+    "optimiser.clip": (1e-12, 1e12),
+    "optimiser.accumulate": (1, 1 << 20),
+    "schedule.warmup": (0, 1e9),
+    "schedule.gamma": (0, 1),
+    "schedule.final": (0, 1),
+    "regularisation.dropout": (0, 1 - 1e-9),
+    "regularisation.label_smoothing": (0, 1),
+    "regularisation.ema": (0, 1 - 1e-12),
+    "length.steps": (1, 1e15),
+    "length.minutes": (1e-9, 1e9),
+    "length.patience": (1, 1e9),
+    "length.evaluate_every": (1e-9, 1e9),
+    "length.save_every": (0, 1e9),
+    "length.save_every_steps": (1, 1e15),
+    "logging.every": (1, 1e9),
+}
+"""Least and greatest value of each number (augmentation's are checked where they are resolved)."""
+
+
+def check(recipe: Recipe) -> None:
+    """Raises :class:`InputError` for a number outside its range."""
+    for name, value, _ in flat(recipe):
+        if name in RANGES and isinstance(value, int | float):
+            least, most = RANGES[name]
+            if not least <= value <= most:
+                flag = "--" + name.replace("_", "-")
+                bound = f"at least {least:g}" if value < least else f"at most {most:g}"
+                if least < 1e-3 and value <= 0 < least:
+                    bound = "above 0"
+                raise InputError(f"{flag} is {value:g}; it should be {bound}.")
 
 
 def flat(recipe: Any, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:

@@ -38,7 +38,7 @@ def vidi(run: Path, *more: str, processes: int = 1) -> dict[str, Any]:
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
         launch += [str(processes), "-m", "vidi"]
     done = subprocess.run(
-        [sys.executable, *launch, *FLAGS, "--run", str(run), *more],
+        [sys.executable, *launch, *FLAGS, "--run-dir", str(run), *more],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -1,8 +1,8 @@
 """Killed and resumed equals never stopped, bit for bit.
 
 The child kills itself with SIGKILL at a chosen moment: after a step in the middle of an epoch, or
-inside a save, before or between its two renames. A fork server that has imported torch already keeps the
-it out of each child's time.
+inside a save, before or between its two renames. A fork server that has imported torch already
+spares each child that time.
 """
 
 import multiprocessing

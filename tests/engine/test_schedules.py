@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -15,7 +16,7 @@ def test_rises_linearly_to_one_and_never_beyond(name: str) -> None:
     found = rates(Schedule(name=name))
     assert found[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert max(found) == 1.0
-    assert all(b <= a for a, b in zip(found[10:], found[11:], strict=False)), "then it only falls"
+    assert all(b <= a for a, b in pairwise(found[10:])), "then it only falls"
 
 
 def test_constant_stays() -> None:

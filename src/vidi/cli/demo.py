@@ -27,15 +27,10 @@ class Demo:
 def main(arguments: Sequence[str]) -> int:
     told = parse(Demo, arguments, prog="vidi demo")
 
-    import torch
-
     from vidi import api
     from vidi.engine.run import free_name
     from vidi.report import progress
 
-    # Images of 8 × 8 pixels give a second thread nothing to do but wait, and on a busy machine it
-    # waits long.
-    torch.set_num_threads(1)
     folder = free_name(Path(told.out), "demo-digits")
     with contextlib.redirect_stdout(sys.stderr), progress.display() as display:
         run = api.train("digits", run=folder, epochs=told.epochs, progress=display)

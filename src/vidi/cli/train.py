@@ -31,8 +31,8 @@ class Train:
 
     data: Annotated[Positional[str | None], arg(metavar="[DATA]")] = None
     """A folder of images, a CSV of paths and labels, CIFAR, MNIST, or digits (embedded)."""
-    run: Annotated[str | None, arg(metavar="DIR")] = None
-    """The folder that the run is written to. none = runs/DATA-MODEL."""
+    run: Annotated[str | None, arg(metavar="DIR", aliases=["--run-dir"])] = None
+    """The folder that the run is written to. none = runs/DATA-MODEL. Under torchrun say --run-dir: it takes --run for its own."""  # noqa: E501
     resume: FlagCreatePairsOff[bool] = False
     """Go on with --run where it stopped, or extend it with more --epochs."""
     recipe: Annotated[str | None, arg(metavar="NAME")] = None
@@ -87,7 +87,7 @@ def _defaults(arguments: Sequence[str]) -> tuple[Recipe, bool]:
     """(the recipe whose values are the flags' defaults, whether it is that of a run to resume)."""
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     scan.add_argument("--recipe")
-    scan.add_argument("--run")
+    scan.add_argument("--run", "--run-dir")
     scan.add_argument("--resume", action="store_true")
     try:
         found, _ = scan.parse_known_args(list(arguments))

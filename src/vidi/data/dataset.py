@@ -329,6 +329,8 @@ class Split:
 def pair(item: Any, name: str) -> tuple[Any, int | str]:
     """(image, label) of a user's item: a :class:`Sample`, or a pair; its label a whole number or a
     class's name. Raises :class:`InputError` for anything else."""
+    image: Any
+    label: Any
     if isinstance(item, Sample):
         image, label = item.image, item.label
     elif isinstance(item, tuple | list) and len(item) == 2:

@@ -268,8 +268,10 @@ def _header(image: Any, name: str) -> Header:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise InputError(f"{name} is damaged: its header cannot be read ({error}).") from error
+    width, height = image.size
     return Header(
-        *image.size,
+        width=width,
+        height=height,
         format=image.format or "",
         mode=image.mode,
         depth=depth,
@@ -285,7 +287,7 @@ def _depth(image: Any) -> int:
         return 16 if "16" in str(image.tile[0][3]) else 8
     if image.format == "TIFF":
         bits = image.tag_v2.get(258, 8)
-        return max(8, *bits) if isinstance(bits, tuple) else max(8, bits)
+        return max(8, *bits) if isinstance(bits, tuple) else max(8, int(bits))
     return _depth_of_mode(image.mode)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
+from vidi.data.dataset import Images
 from vidi.errors import InputError
 from vidi.types import Array, Normalisation
 
 LOOK = 1000
+SHORTER = 256
+"""Large images are looked at shrunk to this shorter side (pixels): their colours are the same."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Survey:
         return int(self.sides.max())
 
 
-def survey(load: Callable[[int], tuple[Array, tuple[int, int]]], ids: Array) -> Survey:
+def survey(images: Images, ids: Array) -> Survey:
     """Look at up to 1000 evenly spaced images: the same ones in every process and on every day.
 
     The normalisation is each channel's mean and deviation over all pixels looked at, each image
@@ -39,29 +42,42 @@ def survey(load: Callable[[int], tuple[Array, tuple[int, int]]], ids: Array) -> 
     check of the images speaks of them.
     """
     chosen = ids[np.linspace(0, len(ids) - 1, min(LOOK, len(ids))).round().astype(np.int64)]
-    means, squares, sides, grey = [], [], [], True
-    for i in chosen:
-        try:
-            image, side = load(int(i))
-        except InputError:
-            continue
-        pixels = image.reshape(-1, 3)
-        grey = grey and bool(
-            (pixels[:, 0] == pixels[:, 1]).all() & (pixels[:, 1] == pixels[:, 2]).all()
-        )
-        # Second moments of uint8 by table: exact in integers, an eighth of the floats' time.
-        counts = np.stack([np.bincount(pixels[:, c], minlength=256) for c in range(3)])
-        levels = np.arange(256) / 255
-        means.append(counts @ levels / len(pixels))
-        squares.append(counts @ levels**2 / len(pixels))
-        sides.append(side)
-    if not means:
+    with ThreadPoolExecutor(thread_name_prefix="vidi-survey") as pool:
+        found = [f for f in pool.map(lambda i: _look(images, int(i)), chosen) if f is not None]
+    if not found:
         raise InputError(
             f"None of the {len(chosen)} training images that were looked at can be read."
         )
-    mean = np.mean(means, 0)
+    mean = np.mean([f.mean for f in found], 0)
     # A constant data set has no deviation to divide by.
-    std = np.sqrt(np.maximum(np.mean(squares, 0) - mean**2, 1e-4))
+    std = np.sqrt(np.maximum(np.mean([f.square for f in found], 0) - mean**2, 1e-4))
     r, g, b = (round(float(v), 4) for v in mean)
     sr, sg, sb = (round(float(v), 4) for v in std)
-    return Survey(Normalisation((r, g, b), (sr, sg, sb)), grey, np.array(sides, np.int64))
+    return Survey(
+        Normalisation((r, g, b), (sr, sg, sb)),
+        all(f.grey for f in found),
+        np.array([f.side for f in found], np.int64),
+    )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One image's mean and mean square per channel, in [0, 1]; height and width."""
+
+    mean: Array
+    square: Array
+    side: tuple[int, int]
+    grey: bool
+
+
+def _look(images: Images, i: int) -> _Look | None:
+    try:
+        image, side = images.load(i, SHORTER)
+    except InputError:
+        return None
+    pixels = image.reshape(-1, 3)
+    # Second moments of uint8 by table: exact in integers, and an eighth of the floats' time.
+    counts = np.stack([np.bincount(pixels[:, c], minlength=256) for c in range(3)])
+    levels = np.arange(256) / 255
+    grey = bool((pixels[:, :1] == pixels[:, 1:]).all())
+    return _Look(counts @ levels / len(pixels), counts @ levels**2 / len(pixels), side, grey)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import nn
@@ -27,6 +28,13 @@ CPU_MINUTES = 10.0
 GPU_MINUTES = 30.0
 
 
+def cores() -> int:
+    """The processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def for_data(
     recipe: Recipe, survey: Survey, images: int, device: torch.device, weights_size: int | None
 ) -> tuple[Recipe, list[str]]:
@@ -36,8 +44,9 @@ def for_data(
     weights were trained at, if some are loaded.
     """
     notes: list[str] = []
-    size = recipe.image_size
-    if size == "auto":
+    if recipe.image_size != "auto":
+        size = recipe.image_size
+    else:
         if weights_size is not None:
             size, why = weights_size, "what the weights were trained at"
         elif survey.longest <= SMALL:
@@ -59,7 +68,9 @@ def for_data(
         notes.append(f"batch size: {batch} (of {images:,} training images)")
     augmentation = recipe.augmentation
     if augmentation.preset == "auto":
-        preset = "photos" if size > SMALL else "digits" if survey.grey else "small"
+        preset: Literal["photos", "digits", "small"] = "photos"
+        if size <= SMALL:
+            preset = "digits" if survey.grey else "small"
         augmentation = replace(augmentation, preset=preset)
         kind = "grey" if survey.grey else "colour"
         notes.append(f"augmentation: {preset} ({kind} images at {size} px)")
@@ -73,15 +84,8 @@ def for_data(
     compiled = False if recipe.compile == "auto" else recipe.compile
     threads = recipe.data.threads
     if threads == "auto":
-        threads = max(
-            1,
-            min(
-                16,
-                len(os.sched_getaffinity(0))
-                if hasattr(os, "sched_getaffinity")
-                else os.cpu_count() or 1,
-            ),
-        )
+        # Tiny images cost less to augment than a second thread costs a network on the same cores.
+        threads = 0 if size <= SMALL and device.type == "cpu" else min(16, cores())
     resolved = replace(
         recipe,
         model=model,

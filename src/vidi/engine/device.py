@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import platform
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -13,6 +15,8 @@ from torch import nn
 from vidi.errors import InputError
 from vidi.types import Batch, Normalisation
 
+SMALL_WORK = 5e8
+"""A fiftieth of a second of one core, or about as long as threads may wait for each other."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -21,7 +25,7 @@ def choose(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
-        if torch.backends.mps.is_available():
+        if torch.mps.is_available():
             return torch.device("mps")
         return torch.device("cpu")
     try:
@@ -40,11 +44,27 @@ def best_precision(device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
     """bf16 where the processor computes in it, fp16 on older GPUs, else fp32."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         # oneDNN also emulates bf16 on AVX-512 without its bf16 instructions, slower than fp32.
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return "bf16" if native else "fp32"
     return "fp32"
+
+
+@contextlib.contextmanager
+def threads_for(work: float) -> Iterator[None]:
+    """One torch thread while a step's forward pass is under ``SMALL_WORK`` multiply-adds.
+
+    Threads that share so little work spend their time waiting for each other, and on a machine
+    that does anything else beside it, very long.
+    """
+    before = torch.get_num_threads()
+    if work < SMALL_WORK:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def tune_allocator() -> None:

@@ -44,7 +44,7 @@ def is_writer() -> bool:
 
 def local_device(device: torch.device) -> torch.device:
     """This process's device: the processes of one machine take its GPUs in turn."""
-    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+    if str(device) == "cuda" and "LOCAL_RANK" in os.environ:
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return device
 

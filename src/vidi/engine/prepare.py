@@ -51,6 +51,9 @@ class Prepared:
     """For evaluation, by split: val, and test where there is one."""
     is_head: Callable[[str], bool]
     train_mode: Callable[[nn.Module], None]
+    store: cache.Store
+    work: float
+    """Multiply-adds of one step's forward pass, in this process."""
     notes: list[str]
 
 
@@ -62,7 +65,6 @@ def prepare(
     saved: Description | None = None,
     network: Any = None,
     loss: Any = None,
-    progress: Callable[[str], None],
 ) -> Prepared:
     """Settle the recipe, check the images, build network, task and loaders.
 
@@ -87,7 +89,7 @@ def prepare(
     train_ids = dataset.splits["train"]
     weights_look = None if saved else _weights_look(recipe)
     if saved is None:
-        look = survey(lambda i: _load(dataset, i, recipe), train_ids)
+        look = survey(dataset.images, train_ids)
         size = weights_look.image_size if weights_look else None
         recipe, said = defaults.for_data(
             dataclasses.replace(recipe, task=dataset.task), look, len(train_ids), where, size
@@ -104,22 +106,7 @@ def prepare(
             f"with {recipe.optimiser.accumulate} parts each. Raise --batch-size."
         )
 
-    # Images: where they are kept, and whether they can all be read.
-    shorter = kept_size(recipe)
-    store = cache.make(
-        dataset.images,
-        f"{dataset.root}",
-        shorter,
-        recipe.data.cache,
-        recipe.data.cache_gb,
-    )
-    bad = _check(dataset, recipe, store.load, progress)
-    if bad and saved is None:
-        dataset = without(dataset, bad)
-        notes.append(f"{len(bad)} images that cannot be read are left out: " + ", ".join(bad))
-    train_ids = dataset.splits["train"]
-
-    # Network.
+    # The network comes first: what is wrong with it shows before a minute of decoding.
     torch.manual_seed(recipe.seed)
     classes = dataset.classes
     model = _build(recipe, network, len(classes))
@@ -130,14 +117,30 @@ def prepare(
         )
         notes.append(report.sentence)
         is_head = set(report.replaced).__contains__
+    macs = count.macs(model, recipe.image_size)
     if saved is None:
-        macs = count.macs(model, recipe.image_size)
         recipe, said = defaults.for_model(recipe, model, macs, len(train_ids), where)
         notes += said
     if recipe.freeze:
         freeze(model, recipe.freeze)
     frozen = frozen_modules(model)
     model = device.layout(model.to(where), bool(recipe.channels_last))
+
+    # Images: where they are kept, and whether they can all be read.
+    shorter = kept_size(recipe)
+    store = cache.make(
+        dataset.images,
+        f"{dataset.root}",
+        shorter,
+        recipe.data.cache,
+        recipe.data.cache_gb,
+    )
+    bad = _check(dataset, recipe, store.load)
+    if bad and saved is None:
+        dataset = without(dataset, bad)
+        many = "1 image is" if len(bad) == 1 else f"{len(bad):,} images are"
+        notes.append(f"{many} left out, unreadable: {'; '.join(bad)}")
+    train_ids = dataset.splits["train"]
 
     def train_mode(network: nn.Module) -> None:
         network.train()
@@ -179,7 +182,19 @@ def prepare(
     if saved is not None:
         description = dataclasses.replace(saved, recipe=recipe)
         is_head = set(saved.data["head"]).__contains__
-    return Prepared(description, model, task, compute, train, loaders, is_head, train_mode, notes)
+    return Prepared(
+        description=description,
+        model=model,
+        task=task,
+        compute=compute,
+        train=train,
+        loaders=loaders,
+        is_head=is_head,
+        train_mode=train_mode,
+        store=store,
+        work=macs * train.batch_size / distributed.world(),
+        notes=notes,
+    )
 
 
 def make_task(
@@ -295,15 +310,10 @@ def _build(recipe: Recipe, network: Any, classes: int) -> nn.Module:
     )
 
 
-def _load(dataset: Dataset, i: int, recipe: Recipe) -> tuple[Array, tuple[int, int]]:
-    return dataset.images.load(i, None)
-
-
 def _check(
     dataset: Dataset,
     recipe: Recipe,
     load: Callable[[int], tuple[Array, tuple[int, int]]],
-    progress: Callable[[str], None],
 ) -> dict[str, str]:
     """Unreadable images by key, with a sentence each; raises for them unless the recipe skips."""
     ids = np.concatenate(list(dataset.splits.values()))
@@ -311,11 +321,26 @@ def _check(
     report = check.check_images(
         dataset,
         ids[distributed.rank() :: distributed.world()],
-        how=recipe.bad_images,
+        how="skip",  # every process hears of all of them first
         threads=threads if isinstance(threads, int) else 1,
         load=load,
     )
     bad: dict[str, str] = {}
     for part in distributed.gathered(dict(report.bad)):
         bad.update(part)
+    if bad and recipe.bad_images == "error":
+        raise InputError(unreadable(bad, "before training"))
     return bad
+
+
+def unreadable(failures: dict[str, str], when: str, most: int = 20) -> str:
+    """The list of images that could not be read (key: sentence), and what can be done."""
+    shown = list(failures.values())[:most]
+    if len(failures) > most:
+        shown.append(f"and {len(failures) - most:,} more")
+    count = "1 image" if len(failures) == 1 else f"{len(failures):,} images"
+    lines = "\n".join(f"  {sentence}" for sentence in shown)
+    return (
+        f"{count} could not be read {when}:\n{lines}\nMend or remove them, or leave them out "
+        "with --bad-images skip."
+    )

@@ -25,6 +25,7 @@ from vidi.engine.device import to_device
 from vidi.engine.ema import Average
 from vidi.engine.evaluate import Compute, evaluate
 from vidi.engine.nonfinite import first_gradient, first_layer
+from vidi.engine.prepare import unreadable
 from vidi.engine.run import Description, RunDirectory
 from vidi.engine.signals import Signals
 from vidi.errors import InputError, RunError
@@ -446,16 +447,6 @@ def _stop_on_failures(
     )
 
 
-def unreadable(failures: dict[str, str], when: str) -> str:
-    """The whole list, and what can be done."""
-    lines = "\n".join(f"  {sentence}" for sentence in failures.values())
-    count = f"{len(failures)} image{'s' if len(failures) > 1 else ''}"
-    return (
-        f"{count} could not be read {when}:\n{lines}\nMend or remove them, or leave them out "
-        "with --bad-images skip."
-    )
-
-
 def _restore(
     state: checkpoint.State,
     model: nn.Module,
@@ -499,7 +490,7 @@ def _recorder(run: RunDirectory, recipe: Recipe, step: int) -> Callable[..., Non
                 "--logging.tensorboard needs the package tensorboard, which is not installed: "
                 "pip install 'vidi[tensorboard]'."
             ) from error
-        events = SummaryWriter(str(run.path), purge_step=step + 1 if resumed else None)  # type: ignore[no-untyped-call]
+        events = SummaryWriter(str(run.path), purge_step=step + 1 if resumed else None)
     if resumed:
         run.append(event="resume", step=step)
 

@@ -179,5 +179,5 @@ class ClassificationMeter:
 def _log_probabilities(model: nn.Module, image: Tensor) -> Tensor:
     """float64 [B, K]."""
     outputs = model(image)
-    logits = outputs[0] if isinstance(outputs, tuple) else outputs
+    logits: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
     return logits.float().cpu().double().log_softmax(1)  # MPS has no float64
