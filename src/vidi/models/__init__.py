@@ -107,11 +107,6 @@ def build(
     except (TypeError, ValueError) as error:
         said = ", ".join(f"{key}={value!r}" for key, value in given.items())
         raise InputError(f"The network {name} could not be built with {said}: {error}.") from error
-    if not hasattr(model, "parameters"):
-        raise InputError(
-            f"{name} gave a {type(model).__name__}; a function that returns a torch.nn.Module is "
-            "expected."
-        )
     check(model, name, num_classes, image_size)
     return model
 
