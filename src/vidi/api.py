@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +15,28 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
-from vidi import models
 from vidi import recipe as recipes
 from vidi.data.dataset import Dataset
 from vidi.data.open import from_images, open_data
 from vidi.engine import checkpoint, device, distributed
 from vidi.engine.evaluate import Compute, evaluate, predictions
-from vidi.engine.prepare import Prepared, kept_size, loader, make_task, prepare, unreadable
+from vidi.engine.prepare import (
+    Prepared,
+    address,
+    build,
+    kept_size,
+    loader,
+    make_task,
+    prepare,
+    unreadable,
+    without,
+)
 from vidi.engine.run import (
     BEST,
     Description,
     RunDirectory,
     free_name,
+    read_header,
     read_metrics,
 )
 from vidi.engine.train import Outcome, Progress, fit
@@ -111,7 +121,7 @@ def train(
     Raises :class:`InputError` for what the caller can mend, :class:`RunError` when training
     cannot go on.
     """
-    network, name = (None, model) if isinstance(model, str | None) else (model, _address(model))
+    network, name = (None, model) if isinstance(model, str | None) else (model, _named(model))
     if name is not None:
         changes["model"] = name
     if val is not None:
@@ -119,9 +129,13 @@ def train(
     wanted = recipes.replace(recipe or Recipe(), changes)
     recipes.check(wanted)
     device.tune_allocator()
-    where = distributed.local_device(device.choose(wanted.device))
+    if wanted.logging.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise InputError(
+            "--logging.tensorboard needs the package tensorboard, which is not installed: pip "
+            "install 'vidi[tensorboard]'."
+        )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(distributed.session(where))
+        stack.enter_context(distributed.session())
         display = progress if progress is not None else stack.enter_context(report.display())
         directory, saved = _place(run, resume, data, wanted)
         if saved is not None:
@@ -129,6 +143,7 @@ def train(
             data = saved.data["root"] if data is None else data
         elif data is None:
             raise InputError("There is nothing to train on. Name a folder of images, or digits.")
+        where = distributed.local_device(device.choose(wanted.device))
         dataset = open_data(
             data,
             task=wanted.task,
@@ -140,6 +155,8 @@ def train(
             display.note(note)
         if distributed.is_writer():
             stack.enter_context(directory.locked())
+            if saved is None and directory.exists():
+                raise InputError(f"{directory.path} was made by another process at this moment.")
         made = prepare(wanted, dataset, where, saved=saved, network=network, loss=loss)
         for note in made.notes:
             display.note(note)
@@ -168,7 +185,10 @@ def train(
             if not outcome.interrupted:
                 _write_end(directory, result, results)
             if result.recipe.logging.pictures:
-                _draw(directory, made, results)
+                try:
+                    _draw(directory, made, results)
+                except OSError as error:  # the run itself is whole
+                    display.note(f"The pictures could not be drawn: {error.strerror or error}.")
         for note in made.store.notes:
             display.note(note)
         display.finish(_table(result))
@@ -236,6 +256,13 @@ class Model:
             carve_val=own,
             max_megapixels=self.recipe.data.max_megapixels,
         )
+        if own:
+            dataset = without(dataset, description.data["left_out"])
+            if dataset.fingerprint() != description.data["fingerprint"]:
+                raise InputError(
+                    f"{dataset.root} is no longer the data that this run was trained on, so what "
+                    "was held out then cannot be told. Name the data to evaluate on after the run."
+                )
         if split is None:
             split = next(s for s in ("test", "val", "train") if s in dataset.splits)
         if split not in dataset.splits:
@@ -268,8 +295,10 @@ class Model:
         )
 
 
-def load(run: str | Path, *, device: str = "auto") -> Model:
+def load(run: str | Path, *, device: str = "auto", network: Any = None) -> Model:
     """The best weights of a run folder, or of its ``best.safetensors`` alone.
+
+    ``network``: the one that was given from Python for training, if it was.
 
     Raises :class:`InputError` where there is none, or it was not written by vidi.
     """
@@ -285,20 +314,10 @@ def load(run: str | Path, *, device: str = "auto") -> Model:
         )
     if not file.is_file():
         raise InputError(f"There is no run at {path}. A run is the folder that `vidi train` wrote.")
-    description = _read_header(file)
+    description = read_header(file)
     recipe = description.recipe
     assert recipe.image_size != "auto"
-    if recipe.model.startswith("python:"):
-        raise InputError(
-            f"{path} holds a network given from Python ({recipe.model}), whose code is not in the "
-            "run. Train it under an address, model='package.module:function', to load it by name."
-        )
-    network = models.build(
-        recipe.model,
-        num_classes=len(description.classes),
-        image_size=recipe.image_size,
-        dropout=recipe.regularisation.dropout,
-    )
+    network = build(recipe, network, len(description.classes))
     _load_strictly(network, file, recipe.model)
     where = devices.choose(device)
     channels_last = bool(recipe.channels_last)
@@ -330,7 +349,8 @@ def _place(
             )
         return directory, directory.read_description()
     if directory.path.exists() and (
-        not directory.path.is_dir() or any(f.name != ".lock" for f in directory.path.iterdir())
+        not directory.path.is_dir()
+        or any(not f.name.startswith(".") for f in directory.path.iterdir())
     ):
         raise InputError(
             f"{directory.path} exists and is no run; nothing in it was touched. Choose another "
@@ -350,7 +370,7 @@ def _resumed(saved: Recipe, changes: Mapping[str, Any], given: Recipe | None) ->
     for (name, new, free), (_, old, _) in zip(
         recipes.flat(wanted), recipes.flat(saved), strict=True
     ):
-        if new == old or (given is not None and new == "auto"):
+        if new == old or (new == "auto" and name != "device"):
             continue
         if free:
             out[name] = new
@@ -361,6 +381,10 @@ def _resumed(saved: Recipe, changes: Mapping[str, Any], given: Recipe | None) ->
             f"A resumed run goes on as it began, and this differs: {', '.join(differing)}. Leave "
             "it out, or begin a new run."
         )
+    # The length that was asked for last is the one that counts.
+    lengths = ("epochs", "length.steps", "length.minutes")
+    if any(out.get(name) is not None for name in lengths):
+        out = {"length.steps": None, "length.minutes": None} | out
     return recipes.replace(saved, out)
 
 
@@ -369,7 +393,9 @@ def _evaluate_best(directory: RunDirectory, made: Any) -> dict[str, Any]:
     _load_strictly(made.model, directory.best, made.description.recipe.model)
     results = {}
     for split, batches in made.loaders.items():
-        meter, samples, _ = evaluate(made.model, made.task, batches, made.compute)
+        meter, samples, failed = evaluate(made.model, made.task, batches, made.compute)
+        if failed and made.description.recipe.bad_images == "error":
+            raise InputError(unreadable(failed, f"in the split {split}"))
         results[split] = {
             "samples": samples,
             "metrics": meter.compute(),
@@ -434,20 +460,6 @@ def _table(result: Run) -> list[tuple[str, str]]:
     ]
 
 
-def _read_header(file: Path) -> Description:
-    try:
-        with safetensors.safe_open(str(file), framework="pt") as opened:
-            header = opened.metadata() or {}
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{file} is no whole safetensors file ({error}).") from error
-    if "vidi" not in header:
-        raise InputError(
-            f"{file} was not written by vidi: its header has no recipe. To start from such "
-            "weights, use `vidi train --weights`."
-        )
-    return Description.from_json(json.loads(header["vidi"]), str(file))
-
-
 def _load_strictly(network: nn.Module, file: Path, model: str) -> None:
     tensors = safetensors.torch.load_file(file)
     try:
@@ -457,13 +469,11 @@ def _load_strictly(network: nn.Module, file: Path, model: str) -> None:
         raise InputError(f"{file} does not hold the weights of {model}: {first}") from error
 
 
-def _address(model: Any) -> str:
+def _named(model: Any) -> str:
     """What the recipe says of a network that was given from Python."""
-    kind = model if inspect.isfunction(model) or inspect.isclass(model) else type(model)
-    module, name = getattr(kind, "__module__", "?"), getattr(kind, "__qualname__", "?")
-    if inspect.isfunction(model) and module.startswith("vidi.models"):
-        return str(name)
-    return f"python:{module}.{name}"
+    if inspect.isfunction(model) and model.__module__.startswith("vidi.models"):
+        return model.__name__
+    return str(address(model))
 
 
 def _stem(value: Any) -> str:

@@ -204,7 +204,7 @@ class Recipe:
     """Store images pixel by pixel in memory, which most processors convolve faster."""
     compile: bool | Auto = "auto"
     """Compile the network with torch.compile."""
-    bad_images: Literal["error", "skip"] = "error"
+    bad_images: Literal["error", "skip"] = field(default="error", metadata=FREE)
     """An image that cannot be read: stop and list all such, or leave them out and list them."""
 
     data: Data = field(default_factory=Data)

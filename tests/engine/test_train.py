@@ -269,3 +269,64 @@ def test_a_number_outside_its_range_is_a_sentence(tmp_path: Path, changes: dict[
     with pytest.raises(InputError, match="it should be"):
         train(tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_early_stopped_run_goes_on_when_made_longer(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"lr": 1e-9, "length": {"patience": 2}}
+    assert train(tmp_path / "run", epochs=10, **changes).epochs == 3
+    assert train(tmp_path / "run", epochs=20, resume=True, **changes).epochs > 3
+
+
+def test_the_length_asked_for_last_counts(tmp_path: Path) -> None:
+    assert train(tmp_path / "run", length={"steps": 7}).steps == 7
+    again = vidi.train(Blobs(), model=tiny, run=tmp_path / "run", resume=True, epochs=3)
+    assert again.steps == 15 and again.recipe.length.steps is None
+
+
+def test_another_loss_or_no_network_is_refused_on_resume(tmp_path: Path) -> None:
+    train(tmp_path / "run", epochs=1)
+    with pytest.raises(InputError, match="the loss"):
+        train(tmp_path / "run", epochs=2, resume=True, loss=nn.functional.cross_entropy)
+    with pytest.raises(InputError, match="given from Python"):
+        vidi.train(Blobs(), run=tmp_path / "run", resume=True, epochs=2)
+
+
+def test_a_network_given_from_python_is_loaded_with_it(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", epochs=6)
+    model = vidi.load(run.path, network=tiny)
+    assert model.predict(Blobs().images[2]).pop().label == "2"
+
+
+def test_unreadable_validation_images_are_not_passed_over_in_silence(tmp_path: Path) -> None:
+    class Fading(Blobs):
+        """Its last image can be read while the data is opened and checked, and no more."""
+
+        reads = 0
+
+        def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+            self.reads += i == 8
+            if i == 8 and self.reads > 3:
+                raise OSError("gone")
+            return super().__getitem__(i)
+
+    split = {"train": Blobs(), "val": Fading(9)}
+    with pytest.raises(InputError, match=r"in validation(.|\n)*val/000008.*gone"):
+        train(tmp_path / "a", with_data=split, data={"threads": 0, "cache": "off"})
+    run = train(
+        tmp_path / "b",
+        with_data={"train": Blobs(), "val": Fading(9)},
+        data={"threads": 0, "cache": "off"},
+        bad_images="skip",
+    )
+    skipped = [r for r in run.history() if r["event"] == "skipped"]
+    assert skipped and "val/000008" in skipped[0]["samples"]
+
+
+def test_a_damaged_newest_state_does_not_push_out_good_ones(tmp_path: Path) -> None:
+    train(tmp_path / "run", epochs=4, length={"save_every_steps": 2})
+    newest = max((tmp_path / "run" / "last").glob("*.safetensors"))
+    newest.write_bytes(b"damaged")
+    again = train(tmp_path / "run", epochs=4, length={"save_every_steps": 2}, resume=True)
+    assert again.steps == 20
+    steps = sorted(f.name for f in (tmp_path / "run" / "last").glob("*.json"))
+    assert len(steps) == 2 and all(not f.name.endswith(".part") for f in tmp_path.iterdir())

@@ -194,7 +194,10 @@ class ObjectImages:
 
     def load(self, i: int, shorter: int | None) -> tuple[Array, tuple[int, int]]:
         with self._lock:
-            item = self._source[i]
+            try:
+                item = self._source[i]
+            except Exception as error:  # whatever the user's code raises, said of its sample
+                raise InputError(f"{self.key(i)}: {type(error).__name__}: {error}") from error
         image, label = pair(item, self.key(i))
         if label != self._labels[i]:
             raise InputError(

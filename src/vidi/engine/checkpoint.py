@@ -42,6 +42,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     part = path.with_name(f".{path.name}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
             file.write(data)
             file.flush()
@@ -59,7 +60,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
     """Write the state of ``step`` and remove all but the two newest."""
-    folder.mkdir(parents=True, exist_ok=True)
+    # What is newer than this state was passed over as damaged: it must not push out good ones.
+    for damaged in (s for s in _steps(folder) if s > step):
+        (folder / f"{_stem(damaged)}.json").unlink(missing_ok=True)
     data = safetensors.torch.save({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
     write_atomically(folder / f"{_stem(step)}.safetensors", data)

@@ -24,6 +24,8 @@ CPU_FLOPS = 1e11
 GPU_FLOPS = 2e13
 """Operations a second to plan with where nothing is measured yet; only the default length uses
 them."""
+SHORT = 30
+"""Epochs up to which a run on tiny pictures ends before it overfits."""
 CPU_MINUTES = 10.0
 GPU_MINUTES = 30.0
 
@@ -63,7 +65,7 @@ def for_data(
     batch = recipe.batch_size
     if batch == "auto":
         # At least twenty updates an epoch, in batches that fill the processor.
-        most = 128 if size <= SMALL or device.type == "cuda" else 64
+        most = 128 if device.type == "cuda" else 64
         batch = max(8, min(most, 1 << max(0, (images // 20).bit_length() - 1)))
         notes.append(f"batch size: {batch} (of {images:,} training images)")
     augmentation = recipe.augmentation
@@ -131,12 +133,14 @@ def for_model(
             lr = 1e-4 if tuned else 1e-3
         else:
             # Without normalisation layers a plain net diverges at the rate a normed one needs.
-            base = 0.02 if tuned else (0.2 if normed else 0.02)
+            base = 0.02 if tuned or not normed else (0.4 if small else 0.2)
             lr = round(base * recipe.batch_size / 128, 6)
         notes.append(f"learning rate: {lr:g} ({name}, batch {recipe.batch_size})")
     decay = optimiser.weight_decay
     if decay == "auto":
-        decay = 0.05 if name == "adamw" else (1e-4 if tuned else 5e-4)
+        # A small net in a short run fits too little, not too much.
+        short = small and epochs <= SHORT
+        decay = 0.05 if name == "adamw" else (1e-4 if tuned or short else 5e-4)
     optimiser = replace(
         optimiser,
         name=name,
@@ -148,7 +152,12 @@ def for_model(
     kind = "one-cycle" if schedule.name == "auto" else schedule.name
     warmup = schedule.warmup
     if warmup == "auto":
-        warmup = {"one-cycle": 0.2 * epochs, "cosine": min(1.0, 0.1 * epochs)}.get(kind, 0.0)
+        length = epochs
+        if recipe.length.steps is not None:
+            length = recipe.length.steps * recipe.batch_size / images
+        elif recipe.length.minutes is not None:
+            length = min(epochs, 5.0)  # not known yet; the loop shortens it if need be
+        warmup = {"one-cycle": 0.2 * length, "cosine": min(1.0, 0.1 * length)}.get(kind, 0.0)
     regularisation = recipe.regularisation
     smoothing = regularisation.label_smoothing
     if smoothing == "auto":

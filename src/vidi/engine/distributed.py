@@ -17,12 +17,13 @@ from torch import nn
 
 
 @contextlib.contextmanager
-def session(device: torch.device) -> Iterator[None]:
+def session() -> Iterator[None]:
     """Join the process group that torchrun prepared, if it did, and leave it at the end."""
     if "RANK" not in os.environ or dist.is_initialized():
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # gloo carries what lies on the CPU (flags, meters), whatever the devices are.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
     finally:
@@ -30,11 +31,11 @@ def session(device: torch.device) -> Iterator[None]:
 
 
 def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_writer() -> bool:
@@ -45,7 +46,8 @@ def is_writer() -> bool:
 def local_device(device: torch.device) -> torch.device:
     """This process's device: the processes of one machine take its GPUs in turn."""
     if str(device) == "cuda" and "LOCAL_RANK" in os.environ:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
     return device
 
 

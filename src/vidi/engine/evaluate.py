@@ -80,6 +80,7 @@ def evaluate(
         if progress:
             progress(done)
     parts = distributed.gathered((meter, done, dict(loader.failures)))
+    loader.failures.clear()
     merged, count, failed = parts[0]
     for other, more, bad in parts[1:]:
         merged.merge(other)

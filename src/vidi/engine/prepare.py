@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from vidi.data.loader import Loader
 from vidi.data.survey import survey
 from vidi.engine import defaults, device, distributed
 from vidi.engine.evaluate import Compute
-from vidi.engine.run import Description, RunDirectory, command, versions
+from vidi.engine.run import BEST, Description, command, read_header, versions
 from vidi.errors import InputError
 from vidi.models import count
 from vidi.models.weights import (
@@ -77,6 +78,11 @@ def prepare(
             f"{recipe.task}. Leave --task out, or name other data."
         )
     notes: list[str] = []
+    if saved is not None and saved.data["loss"] != address(loss):
+        raise InputError(
+            f"This run was begun with the loss {saved.data['loss'] or 'cross-entropy'}, and is to "
+            f"go on with {address(loss) or 'cross-entropy'}. Hand over the same one."
+        )
     if saved is not None:
         dataset = without(dataset, saved.data["left_out"])
         if dataset.fingerprint() != saved.data["fingerprint"]:
@@ -100,16 +106,17 @@ def prepare(
         normalisation = saved.normalisation
     assert recipe.image_size != "auto" and recipe.batch_size != "auto"
     assert recipe.data.threads != "auto"
-    if recipe.batch_size < distributed.world() * recipe.optimiser.accumulate:
+    batch = min(recipe.batch_size, len(train_ids))
+    if batch < distributed.world() * recipe.optimiser.accumulate:
         raise InputError(
-            f"A batch of {recipe.batch_size} cannot be shared by {distributed.world()} processes "
+            f"A batch of {batch} images cannot be shared by {distributed.world()} processes "
             f"with {recipe.optimiser.accumulate} parts each. Raise --batch-size."
         )
 
     # The network comes first: what is wrong with it shows before a minute of decoding.
     torch.manual_seed(recipe.seed)
     classes = dataset.classes
-    model = _build(recipe, network, len(classes))
+    model = build(recipe, network, len(classes))
     is_head: Callable[[str], bool] = lambda name: True  # noqa: E731
     if recipe.weights is not None and saved is None:
         report = load_weights(
@@ -173,6 +180,7 @@ def prepare(
             "fingerprint": dataset.fingerprint(),
             "samples": {name: len(ids) for name, ids in dataset.splits.items()},
             "left_out": bad,
+            "loss": address(loss),
             "head": sorted(n for n, _ in model.named_parameters() if is_head(n)),
         },
         command=command(),
@@ -282,8 +290,9 @@ def _weights_look(recipe: Recipe) -> _Look | None:
     if recipe.model == "auto":
         raise InputError("--weights needs --model: it says which network the weights belong to.")
     path = Path(recipe.weights).expanduser()
-    if (path / "recipe.json").is_file():
-        saved = RunDirectory(path).read_description()
+    file = path / BEST if path.is_dir() else path
+    if file.name == BEST and file.is_file():
+        saved = read_header(file)
         assert saved.recipe.image_size != "auto"
         return _Look(saved.recipe.image_size, saved.normalisation)
     found = published_preprocessing(recipe.model, recipe.weights)
@@ -296,8 +305,23 @@ def _weights_look(recipe: Recipe) -> _Look | None:
     )
 
 
-def _build(recipe: Recipe, network: Any, classes: int) -> nn.Module:
+def address(value: Any) -> str | None:
+    """What is noted of a network or a loss that was given from Python."""
+    if value is None:
+        return None
+    kind = value if inspect.isroutine(value) or inspect.isclass(value) else type(value)
+    return f"python:{getattr(kind, '__module__', '?')}.{getattr(kind, '__qualname__', '?')}"
+
+
+def build(recipe: Recipe, network: Any, classes: int) -> nn.Module:
+    """The recipe's network, or the one given from Python: a module, or what builds one."""
     assert recipe.image_size != "auto"
+    if network is None and recipe.model.startswith("python:"):
+        raise InputError(
+            f"The network of this run ({recipe.model.removeprefix('python:')}) was given from "
+            "Python and is not in its folder. Hand it over again, or train under an address, "
+            "model='package.module:function'."
+        )
     if isinstance(network, nn.Module):
         models.check(network, recipe.model, classes, recipe.image_size)
         return network

@@ -110,10 +110,15 @@ class RunDirectory:
         lock = filelock.FileLock(self.path / ".lock", timeout=0)
         try:
             lock.acquire()
-        except filelock.Timeout as error:
+        except OSError as error:
+            if isinstance(error, filelock.Timeout):
+                raise InputError(
+                    f"Another process is training {self.path} at this moment. Wait for it to end, "
+                    "or choose another folder with --run."
+                ) from error
             raise InputError(
-                f"Another process is training {self.path} at this moment. Wait for it to end, or "
-                "choose another folder with --run."
+                f"{self.path} cannot be written: {error.strerror}. Mend its permissions, or choose "
+                "another folder with --run."
             ) from error
         try:
             yield
@@ -163,6 +168,26 @@ class RunDirectory:
             return body
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read: {error}.") from error
+
+
+def read_header(file: Path) -> Description:
+    """The description in the header of weights that a run wrote.
+
+    Raises :class:`InputError` where the file is damaged, or was not written by vidi.
+    """
+    import safetensors
+
+    try:
+        with safetensors.safe_open(str(file), framework="pt") as opened:
+            header = opened.metadata() or {}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{file} is no whole safetensors file ({error}).") from error
+    if "vidi" not in header:
+        raise InputError(
+            f"{file} was not written by vidi: its header has no recipe. To start from such "
+            "weights, use `vidi train --weights`."
+        )
+    return Description.from_json(json.loads(header["vidi"]), str(file))
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

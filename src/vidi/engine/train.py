@@ -73,6 +73,8 @@ class Position:
     loss_sum: float = 0.0
     """Of the steps since the last evaluation."""
     loss_count: int = 0
+    minutes: float | None = None
+    """The length for which ``total`` was measured, if it was."""
 
 
 @dataclass
@@ -145,7 +147,12 @@ def fit(
         at = _restore(state, model, average, optimiser, scaler)
         for note in state.notes:
             progress.note(note)
-    at.total = length_in_steps(recipe, per_epoch) or at.total
+    before = at.total
+    if recipe.length.minutes is None or recipe.length.minutes != at.minutes:
+        at.total = length_in_steps(recipe, per_epoch)
+        at.minutes = None
+    if before is not None and (at.total is None or at.total > before):
+        at.stale = 0  # a longer run gets its patience anew
     record = _recorder(run, recipe, at.step)
     clock = Clock()
     interrupted = None
@@ -178,8 +185,11 @@ def fit(
                     if stop:
                         interrupted = signals.received or stop
                         break
+                    rising = warmup
+                    if at.minutes is not None and at.total is not None:
+                        rising = min(warmup, max(MEASURED[1], at.total // 5))
                     optimisers.set_rate(
-                        optimiser, schedules.rate(recipe.schedule, at.step, at.total, warmup)
+                        optimiser, schedules.rate(recipe.schedule, at.step, at.total, rising)
                     )
                     # What the network itself draws (dropout) hangs on nothing but these three.
                     torch.manual_seed(_seed(recipe.seed, at.step, distributed.rank()))
@@ -217,12 +227,14 @@ def fit(
                     if at.total is None:
                         at.total = _measured_length(clock, recipe, at.step, evaluate_every, val)
                         if at.total is not None:
+                            at.minutes = recipe.length.minutes
+                            save()
                             progress.note(
                                 f"{recipe.length.minutes:g} minutes are {at.total:,} steps "
                                 f"({at.total / per_epoch:.1f} epochs) at the speed measured."
                             )
                     if at.step % per_epoch == 0:
-                        _stop_on_failures(train, recipe, epoch, progress, record)
+                        _stop_on_failures(_taken(train), recipe, f"in epoch {epoch + 1}", progress, record)
                         record(
                             event="epoch",
                             step=at.step,
@@ -233,8 +245,9 @@ def fit(
                             images_per_second=clock.images_per_second,
                         )
                     if at.step % evaluate_every == 0 or at.step == at.total:
-                        distributed.share_buffers(model)
-                        meter, _, _ = evaluate(judged, task, val, compute)
+                        distributed.share_buffers(judged)
+                        meter, _, failed = evaluate(judged, task, val, compute)
+                        _stop_on_failures(failed, recipe, "in validation", progress, record)
                         metrics = meter.compute()
                         train_mode(model)
                         value = metrics[task.headline]
@@ -280,6 +293,7 @@ def fit(
                 save()
                 record(event="interrupted", step=at.step, signal=interrupted)
                 break
+    _stop_on_failures(_taken(train), recipe, "in its last epoch", progress, record)
     return Outcome(at, clock.images_per_second, interrupted)
 
 
@@ -429,22 +443,29 @@ def _named(parts: list[Batch], most: int = 8) -> str:
     return ", ".join(keys[:most]) + rest
 
 
-def _stop_on_failures(
-    train: Loader, recipe: Recipe, epoch: int, progress: Progress, record: Callable[..., None]
-) -> None:
-    """After an epoch: images that could not be read end the run, or are listed and passed over."""
+def _taken(loader: Loader) -> dict[str, str]:
+    """The loader's failures in all processes, which are then forgotten."""
     failures: dict[str, str] = {}
-    for part in distributed.gathered(dict(train.failures)):
+    for part in distributed.gathered(dict(loader.failures)):
         failures.update(part)
-    train.failures.clear()
+    loader.failures.clear()
+    return failures
+
+
+def _stop_on_failures(
+    failures: dict[str, str],
+    recipe: Recipe,
+    when: str,
+    progress: Progress,
+    record: Callable[..., None],
+) -> None:
+    """Images that could not be read end the run, or are listed and passed over."""
     if not failures:
         return
     if recipe.bad_images == "error":
-        raise InputError(unreadable(failures, f"in epoch {epoch + 1}"))
-    record(event="skipped", epoch=epoch + 1, samples=failures)
-    progress.note(
-        f"{len(failures)} images could not be read in epoch {epoch + 1} and were skipped."
-    )
+        raise InputError(unreadable(failures, when))
+    record(event="skipped", when=when, samples=failures)
+    progress.note(f"Images that could not be read {when} were skipped: {len(failures)}.")
 
 
 def _restore(
@@ -483,13 +504,8 @@ def _recorder(run: RunDirectory, recipe: Recipe, step: int) -> Callable[..., Non
     events: Any = None
     resumed = (run.path / "metrics.jsonl").is_file()
     if recipe.logging.tensorboard:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise InputError(
-                "--logging.tensorboard needs the package tensorboard, which is not installed: "
-                "pip install 'vidi[tensorboard]'."
-            ) from error
+        from torch.utils.tensorboard import SummaryWriter
+
         events = SummaryWriter(str(run.path), purge_step=step + 1 if resumed else None)
     if resumed:
         run.append(event="resume", step=step)
