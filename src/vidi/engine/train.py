@@ -234,7 +234,9 @@ def fit(
                                 f"({at.total / per_epoch:.1f} epochs) at the speed measured."
                             )
                     if at.step % per_epoch == 0:
-                        _stop_on_failures(_taken(train), recipe, f"in epoch {epoch + 1}", progress, record)
+                        _stop_on_failures(
+                            _taken(train), recipe, f"in epoch {epoch + 1}", progress, record
+                        )
                         record(
                             event="epoch",
                             step=at.step,
