@@ -131,3 +131,19 @@ def test_silence() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_length_that_is_measured_is_shown_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    for display in (Plain(io.StringIO()), Terminal(TTY())):
+        with display:
+            display.start(total_steps=None, steps_per_epoch=5, epochs=60.0, start_step=0)
+            display.step(1, 1.5, 10.0)
+            display.measured(40)
+            display.step(2, 1.5, 10.0)
+            if isinstance(display, Terminal):
+                assert display.bar is not None and display.bar.tasks[0].total == 40
+                assert display.bar.tasks[0].fields["epoch"] == "0.4/8"
+            else:
+                assert isinstance(display.stream, io.StringIO)
+                assert display.stream.getvalue().splitlines()[-1].startswith("epoch 0.4/8 ")

@@ -43,6 +43,9 @@ class Progress(Protocol):
         self, *, total_steps: int | None, steps_per_epoch: int, epochs: float, start_step: int
     ) -> None: ...
 
+    def measured(self, total_steps: int) -> None:
+        """The length of a run that was started without one, in minutes."""
+
     def step(self, step: int, loss: float, images_per_second: float) -> None: ...
 
     def evaluated(
@@ -229,6 +232,7 @@ def fit(
                         if at.total is not None:
                             at.minutes = recipe.length.minutes
                             save()
+                            progress.measured(at.total)
                             progress.note(
                                 f"{recipe.length.minutes:g} minutes are {at.total:,} steps "
                                 f"({at.total / per_epoch:.1f} epochs) at the speed measured."

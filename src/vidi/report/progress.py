@@ -42,6 +42,8 @@ class Silent:
         self, *, total_steps: int | None, steps_per_epoch: int, epochs: float, start_step: int
     ) -> None: ...
 
+    def measured(self, total_steps: int) -> None: ...
+
     def step(self, step: int, loss: float, images_per_second: float) -> None: ...
 
     def evaluated(
@@ -79,6 +81,9 @@ class Plain(Silent):
         if start_step:
             at = _number(start_step / steps_per_epoch)
             self.note(f"Resumed at step {start_step:,}, epoch {at}.")
+
+    def measured(self, total_steps: int) -> None:
+        self.epochs = total_steps / self.per_epoch
 
     def step(self, step: int, loss: float, images_per_second: float) -> None:
         if time.monotonic() - self.last_line >= QUIET_SECONDS:
@@ -157,6 +162,12 @@ class Terminal(Plain):
         )
         self.bar.add_task("", total=total_steps, completed=start_step, epoch="", text="")
         self.bar.start()
+
+    def measured(self, total_steps: int) -> None:
+        super().measured(total_steps)
+        self.total = total_steps
+        if self.bar is not None:
+            self.bar.update(self.bar.tasks[0].id, total=total_steps)
 
     def step(self, step: int, loss: float, images_per_second: float) -> None:
         if self.bar is None:
