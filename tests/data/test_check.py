@@ -3,6 +3,7 @@
 import io
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -130,3 +131,31 @@ def test_what_is_no_fault_of_the_image_is_not_swallowed(folder: Path) -> None:
 
     with pytest.raises(MemoryError):
         run(open_data(folder), load=load)
+
+
+def test_an_object_of_the_users_is_not_read_whole_before_the_budget_is_known() -> None:
+    reads = 0
+
+    class Slow:
+        targets: ClassVar[list[int]] = [i % 2 for i in range(2000)]
+
+        def __len__(self) -> int:
+            return 2000
+
+        def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+            nonlocal reads
+            reads += 1
+            return np.zeros((4, 6, 3), np.uint8), i % 2
+
+    dataset = open_data(Slow())
+    report = check_images(
+        dataset,
+        np.arange(2000),
+        how="error",
+        threads=2,
+        load=lambda i: dataset.images.load(i, None),
+        budget_seconds=0.0,
+    )
+    assert not report.decoded
+    assert reads == 256 and (report.sizes[:, 0] > 0).sum() == 256
+    assert report.sizes[0].tolist() == [4, 6]

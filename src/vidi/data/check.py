@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,7 +37,7 @@ def check_images(
     *,
     how: Literal["error", "skip"],
     threads: int,
-    load: Callable[[int], object],
+    load: Callable[[int], Any],
     budget_seconds: float = 60.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
@@ -52,15 +52,21 @@ def check_images(
     sizes = np.zeros((len(ids), 2), np.int32)
     bad: dict[int, str] = {}
 
+    # A user's object has none: only whole images tell of it, as many as the budget allows.
+    headers = dataset.images.has_headers
+
     def header(row: int) -> None:
         sizes[row] = dataset.images.size(int(ids[row]))
 
     def whole(row: int) -> None:
-        load(int(ids[row]))
+        found = load(int(ids[row]))
+        if not headers:
+            sizes[row] = found[1]
 
     pool = ThreadPoolExecutor(max(threads, 1), "vidi-check")
     try:
-        _for_all(pool, header, np.arange(len(ids)), bad, progress)
+        if headers:
+            _for_all(pool, header, np.arange(len(ids)), bad, progress)
         readable = np.array([row for row in range(len(ids)) if row not in bad], np.int64)
         # Spread evenly: a class or a source of larger images tells too.
         some = np.unique(

@@ -36,6 +36,10 @@ SPLITS = ("train", "val", "test")
 class Images(Protocol):
     """Where pixels come from, by index."""
 
+    @property
+    def has_headers(self) -> bool:
+        """Whether :meth:`size` costs less than :meth:`load`."""
+
     def __len__(self) -> int: ...
 
     def key(self, i: int) -> str:
@@ -68,6 +72,8 @@ class FileImages:
 
     Paths are relative to the folder ``root``, or absolute.
     """
+
+    has_headers = True
 
     def __init__(self, root: str, blob: bytes, offsets: Array) -> None:
         self.root = root
@@ -134,6 +140,8 @@ class ArrayImages:
     ``parts``: names and numbers of samples, in order, from which keys are made: train/000000.
     """
 
+    has_headers = True
+
     def __init__(self, array: Array, parts: dict[str, int]) -> None:
         assert array.dtype == np.uint8
         assert array.ndim in (3, 4)
@@ -173,6 +181,8 @@ class ObjectImages:
     It is asked for one item at a time: many such objects hold a file that two threads must not
     seek in at once. It must give the same item every time; varying images is the loader's work.
     """
+
+    has_headers = False
 
     def __init__(self, source: Samples, name: str, labels: list[Any]) -> None:
         self._source = source
@@ -218,6 +228,7 @@ class JoinedImages:
     def __init__(self, parts: dict[str, Images]) -> None:
         self._names = list(parts)
         self.parts = list(parts.values())
+        self.has_headers = all(part.has_headers for part in self.parts)
         self._starts = [0, *accumulate(map(len, self.parts))]
 
     def __len__(self) -> int:
