@@ -6,7 +6,6 @@ coordinates ``(x, y, 1)`` to target coordinates in that convention, everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -128,9 +127,3 @@ class Samples(Protocol):
 
 Notes = list[str]
 """Sentences that say what was found or decided, and why; printed, and saved with the run."""
-
-
-def batches(ids: Array, size: int) -> Iterator[Array]:
-    """Consecutive slices of at most ``size``."""
-    for start in range(0, len(ids), size):
-        yield ids[start : start + size]

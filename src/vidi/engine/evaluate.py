@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,21 +64,17 @@ def evaluate(
     compute: Compute,
     *,
     flip: bool = False,
-    progress: Callable[[int], None] | None = None,
 ) -> tuple[Meter, int, dict[str, str]]:
     """(meter, samples, failures) of the whole split.
 
     The processes share the samples out, no one twice, and every process gets the whole result.
     A sample that cannot be read is in ``failures`` (key: sentence) and counts for nothing.
-    ``progress`` is called with the number of samples done.
     """
     meter = task.meter()
     done = 0
     for batch, found in predictions(model, task, loader, compute, flip=flip):
         meter.update(found, batch.samples)
         done += len(found)
-        if progress:
-            progress(done)
     parts = distributed.gathered((meter, done, dict(loader.failures)))
     loader.failures.clear()
     merged, count, failed = parts[0]

@@ -72,11 +72,6 @@ def prepare(
     ``saved``: the description of a run that is resumed; then the recipe is settled already.
     ``network``: the user's own module, or a callable that builds one for ``num_classes``.
     """
-    if recipe.task not in ("auto", dataset.task):
-        raise InputError(
-            f"{dataset.root} holds data for {dataset.task} ({dataset.format}), not for "
-            f"{recipe.task}. Leave --task out, or name other data."
-        )
     notes: list[str] = []
     if saved is not None and saved.data["loss"] != address(loss):
         raise InputError(
