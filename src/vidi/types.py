@@ -26,6 +26,9 @@ class Boxes:
     labels: Array
     difficult: Array
     crowd: Array
+    instances: Array | None = None
+    """int64 [N]: the box's value in :attr:`Sample.instances`, where there is such a map; 0 = not in
+    it."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,9 +52,9 @@ class Sample:
     proposals: Array | None = None
     """float32 [P, 4], xyxy in pixels."""
     mask: Array | None = None
-    """uint8 or int32 [H, W], 255 = ignore."""
+    """uint8 or int32 [H, W]: a class's number; 255 = ignore."""
     instances: Array | None = None
-    """int32 [H, W]."""
+    """int32 [H, W]: 0 = none; which box has which value, :attr:`Boxes.instances` says."""
     flow: Array | None = None
     """float32 [H, W, 2], pixels."""
     flow_valid: Array | None = None
@@ -59,7 +62,9 @@ class Sample:
     occluded: Array | None = None
     """bool [H, W]."""
     edges: Array | None = None
-    """One boundary map per annotator, [A, H, W]."""
+    """One boundary map per annotator, uint8 [A, H, W]: 0 to 255, 255 = boundary."""
+    segments: Array | None = None
+    """BSDS's segmentations, one per annotator, int32 [A, H, W]; boundaries lie between them."""
 
 
 @dataclass(frozen=True, slots=True)

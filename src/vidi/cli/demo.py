@@ -61,7 +61,7 @@ def _draw_predictions(path: Path) -> None:
     test = digits.splits["test"]
     images = [digits[int(i)].image for i in test]
     said = model.predict(images)
-    truths = [digits.classes[int(digits.labels[i])] for i in test]
+    truths = [digits.classes[k] for k in digits.split("test").labels]
     wrong = [i for i, p in enumerate(said) if p.label != truths[i]]
     right = [i for i, p in enumerate(said) if p.label == truths[i]]
     shown = (wrong[: SHOWN // 2] + right)[:SHOWN]

@@ -27,6 +27,7 @@ from vidi.data.images import (
     read_file_header,
     shrink,
 )
+from vidi.data.truth import Truth
 from vidi.errors import InputError
 from vidi.types import Array, Notes, Sample, Samples
 
@@ -266,8 +267,10 @@ class Dataset:
     """Samples, their classes and splits. Indexes, iterates, and knows its task.
 
     ``root`` is the source by which it can be opened again. ``labels``: int64 [N], a class per
-    sample. ``splits``: "train", "val", "test" (those there are) to int64 indices. ``notes``: what
-    was inferred, and why.
+    sample, or bool [N, K] where an image may have several; None where the task has no such.
+    ``splits``: "train", "val", "test" (those there are) to int64 indices. ``notes``: what was
+    inferred, and why. ``truth``: all other annotations. ``images2``: second frames, for flow.
+    ``palette``: uint8 [K, 3], the classes' colours where the data has them.
     """
 
     root: str
@@ -275,9 +278,12 @@ class Dataset:
     task: str
     classes: tuple[str, ...]
     images: Images
-    labels: Array
+    labels: Array | None
     splits: dict[str, Array]
     notes: Notes = field(default_factory=list)
+    truth: Truth | None = None
+    images2: Images | None = None
+    palette: Array | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -294,11 +300,19 @@ class Dataset:
     def sample(self, i: int, shorter: int | None = None) -> Sample:
         """Sample ``i``, its image shrunk as :meth:`Images.load` does."""
         image, _ = self.images.load(i, shorter)
-        return Sample(key=self.images.key(i), image=image, **self.annotations(i))
+        fields = self.annotations(i)
+        if self.images2 is not None:
+            fields["image2"] = self.images2.load(i, shorter)[0]
+        return Sample(key=self.images.key(i), image=image, **fields)
 
     def annotations(self, i: int) -> dict[str, Any]:
-        """What is annotated of sample ``i``, as fields of :class:`vidi.types.Sample`."""
-        return {"label": int(self.labels[i])}
+        """What is annotated of sample ``i``, as fields of :class:`vidi.types.Sample`, in pixels of
+        the image's full size."""
+        fields = {} if self.truth is None else self.truth.fields(i)
+        if self.labels is not None:
+            label = self.labels[i]
+            fields["label"] = int(label) if self.labels.ndim == 1 else label
+        return fields
 
     def split(self, name: str) -> Split:
         """The samples of one split. Raises :class:`InputError` if there is none of that name."""
@@ -313,7 +327,12 @@ class Dataset:
     def fingerprint(self) -> str:
         """Changes when a path, label, class or split does; 32 hexadecimal digits."""
         parts: list[Any] = [self.images.digest(), repr(self.classes).encode()]
-        parts.append(np.ascontiguousarray(self.labels, np.int64).data)
+        if self.labels is not None:
+            parts.append(np.ascontiguousarray(self.labels, np.int64).data)
+        if self.truth is not None:
+            parts.append(self.truth.digest())
+        if self.images2 is not None:
+            parts.append(self.images2.digest())
         for name in sorted(self.splits):
             parts += [name.encode(), np.ascontiguousarray(self.splits[name], np.int64).data]
         return _hash(*parts).hex()
@@ -328,7 +347,9 @@ class Split:
 
     @property
     def labels(self) -> Array:
-        return self.dataset.labels[self.ids]
+        """The labels of a dataset that has a class per image."""
+        assert self.dataset.labels is not None
+        return np.asarray(self.dataset.labels[self.ids])
 
     def __len__(self) -> int:
         return len(self.ids)

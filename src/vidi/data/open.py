@@ -52,12 +52,9 @@ def open_data(
     Raises :class:`InputError` where nothing readable is found, for less than two classes, classes
     that differ between the splits, and a class too small to be shared out.
     """
-    dataset = _read(source)
+    dataset = _read(source, task)
     if task not in ("auto", dataset.task):
-        raise InputError(
-            f"{dataset.root} holds data for {dataset.task} ({dataset.format}), not for {task}. "
-            "Leave --task out, or name other data."
-        )
+        raise InputError(_other_task(dataset.root, {dataset.format: dataset.task}, task))
     for images in _all_images(dataset):
         images.max_megapixels = max_megapixels
     if classes is not None:
@@ -67,7 +64,9 @@ def open_data(
     if carve_val and "val" not in dataset.splits and "train" in dataset.splits:
         dataset = _carved(dataset, val_fraction, seed)
     sizes = ", ".join(f"{name} {len(ids):,}" for name, ids in dataset.splits.items())
-    notes = [*dataset.notes, f"{len(dataset.classes)} classes; images: {sizes}."]
+    counted = f"{len(dataset.classes)} classes; " if dataset.classes else ""
+    what = "images" if dataset.images2 is None else "pairs of images"
+    notes = [*dataset.notes, f"{counted}{what}: {sizes}."]
     return dataclasses.replace(dataset, notes=notes)
 
 
@@ -115,11 +114,11 @@ class _Given(ObjectImages):
         return f"image {i}"
 
 
-def _read(source: Any) -> Dataset:
+def _read(source: Any, task: str = "auto") -> Dataset:
     if isinstance(source, Dataset):
         return source
     if isinstance(source, str | Path):
-        return _read_path(source)
+        return _read_path(source, task)
     if isinstance(source, Mapping):
         return _joined(source)
     if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
@@ -130,36 +129,57 @@ def _read(source: Any) -> Dataset:
     )
 
 
-def _read_path(given: str | Path) -> Dataset:
+def _read_path(given: str | Path, task: str = "auto") -> Dataset:
     source = os.path.expanduser(os.fspath(given))
     if source.startswith(OBJECT):
         raise InputError(
             f"The data was {source}, an object given from Python, and cannot be opened by name. "
             "Hand it over again."
         )
-    readings = [
-        (name, reason)
+    readings = {
+        name: reason
         for name in formats.names()
         if (reason := formats.find(name).sniff(source)) is not None
-    ]
+    }
+    if not readings:
+        raise InputError(_nothing_found(source))
+    tasks = {name: formats.find(name).TASK for name in readings}
+    if task != "auto":
+        readings = {name: reason for name, reason in readings.items() if tasks[name] == task}
+        if not readings:
+            raise InputError(_other_task(source, tasks, task))
+    said: Notes = []
+    if sorted(tasks[name] for name in readings) == ["detection", "segmentation"]:
+        # One set of files with both; boxes are what most people want of it.
+        other = next(name for name in readings if tasks[name] == "segmentation")
+        said.append(
+            f"{source} serves two tasks and is read for detection; --task segmentation reads it as "
+            f"{readings.pop(other)}."
+        )
     if len(readings) > 1:
-        both = "; or ".join(f"{name}: {reason}" for name, reason in readings)
+        both = "; or ".join(f"{name}: {reason}" for name, reason in readings.items())
+        choose = " Say which with --task." if len({tasks[name] for name in readings}) > 1 else ""
         hint = (
             " Write ./ before it if the folder is meant."
             if source == os.path.basename(source)
             else ""
         )
-        raise InputError(f"{source} can be read in {len(readings)} ways: {both}.{hint}")
-    if not readings:
-        raise InputError(_nothing_found(source))
-    found: Dataset = formats.find(readings[0][0]).read(source)
-    return found
+        raise InputError(f"{source} can be read in {len(readings)} ways: {both}.{choose}{hint}")
+    found: Dataset = formats.find(next(iter(readings))).read(source)
+    return dataclasses.replace(found, notes=[*said, *found.notes])
+
+
+def _other_task(source: str, found: Mapping[str, str], task: str) -> str:
+    """``found``: each format that the source was read as, and its task."""
+    held = " and ".join(f"{task} ({name})" for name, task in found.items())
+    return f"{source} holds data for {held}, not for {task}. Leave --task out, or name other data."
 
 
 def _nothing_found(source: str) -> str:
     accepted = (
         "Data is a folder with a folder of images per class (within train, val, test or not), a "
-        "CSV of path and label, CIFAR's or MNIST's own files, or the name digits."
+        "CSV of path and label, CIFAR's or MNIST's own files, the name digits, or what else `vidi "
+        "list formats` names."
     )
     if not os.path.lexists(source):
         return f"There is no {source}. {accepted}"
@@ -292,12 +312,20 @@ def _joined(sources: Mapping[Any, Any]) -> Dataset:
 
 def _with_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
     """The dataset with its labels in the order of a run's classes."""
+    if dataset.labels is None and dataset.classes == classes:
+        return dataset
     return dataclasses.replace(dataset, labels=_renumbered(dataset, classes), classes=classes)
 
 
 def _renumbered(dataset: Dataset, classes: tuple[str, ...]) -> Array:
-    if dataset.classes == classes:
-        return dataset.labels
+    labels = dataset.labels
+    if dataset.classes == classes and labels is not None:
+        return labels
+    if labels is None or labels.ndim > 1:
+        raise InputError(
+            f"{dataset.root} has the classes {_some(dataset.classes)}, and {_some(classes)} are "
+            f"expected, in this order. For {dataset.task} they must be the same."
+        )
     number = {name: k for k, name in enumerate(classes)}
     unknown = [name for name in dataset.classes if name not in number]
     if unknown:
@@ -306,7 +334,7 @@ def _renumbered(dataset: Dataset, classes: tuple[str, ...]) -> Array:
             f"{len(classes)} expected: {_some(classes)}."
         )
     table = np.array([number[name] for name in dataset.classes], np.int64)
-    return np.asarray(table[dataset.labels])
+    return np.asarray(table[labels])
 
 
 def _check_classes(dataset: Dataset) -> Notes:
@@ -316,6 +344,8 @@ def _check_classes(dataset: Dataset) -> Notes:
             f"{dataset.root} has no training split, only {', '.join(dataset.splits)}. Add a folder "
             "train, with the same classes."
         )
+    if dataset.labels is None or dataset.labels.ndim > 1:
+        return []
     count = {name: dataset.class_counts(name) for name in dataset.splits}
     trained = [dataset.classes[k] for k in np.flatnonzero(count["train"])]
     if len(trained) < 2:
@@ -350,19 +380,29 @@ def _carved(dataset: Dataset, fraction: float, seed: int) -> Dataset:
             "are chosen on validation images."
         )
     ids = dataset.splits["train"]
-    single = np.flatnonzero(dataset.class_counts("train") == 1)
+    if dataset.labels is None or dataset.labels.ndim > 1:
+        if len(ids) < 2:
+            raise InputError(
+                f"{dataset.root} has {len(ids)} training sample; training and validation need one "
+                "each."
+            )
+        labels, shares = np.zeros(len(ids), np.int64), f"{fraction:.0%}"
+        single = np.zeros(0, np.int64)
+    else:
+        labels, shares = dataset.labels[ids], f"{fraction:.0%} of each class"
+        single = np.flatnonzero(dataset.class_counts("train") == 1)
     if len(single):
         raise InputError(
             f"{dataset.root} has only one training image of "
             f"{_some([dataset.classes[k] for k in single])}; training and validation need one "
             "each. Add images, leave the class out, or give a validation split."
         )
-    kept, held = carve(dataset.labels[ids], fraction, seed)
+    kept, held = carve(labels, fraction, seed)
     splits = {"train": ids[kept], "val": ids[held]}
     splits.update((name, found) for name, found in dataset.splits.items() if name != "train")
     note = (
         f"There is no validation split: {len(held):,} of the {len(ids):,} training images were "
-        f"held out for it, {fraction:.0%} of each class, by seed {seed}."
+        f"held out for it, {shares}, by seed {seed}."
     )
     return dataclasses.replace(dataset, splits=splits, notes=[*dataset.notes, note])
 

@@ -73,6 +73,13 @@ def prepare(
     ``network``: the user's own module, or a callable that builds one for ``num_classes``.
     """
     notes: list[str] = []
+    multi_label = dataset.labels is not None and dataset.labels.ndim > 1
+    if dataset.task not in tasks.names() or multi_label:
+        kind = "several labels per image" if multi_label else dataset.task
+        raise InputError(
+            f"{dataset.root} is data for {kind}, which is read and can be checked, but there is no "
+            f"training for it yet; there is for {', '.join(tasks.names())}."
+        )
     if saved is not None and saved.data["loss"] != address(loss):
         raise InputError(
             f"This run was begun with the loss {saved.data['loss'] or 'cross-entropy'}, and is to "
@@ -149,13 +156,12 @@ def prepare(
         for module in frozen:
             module.eval()
 
-    task = make_task(dataset.task, classes, recipe, dataset.labels[train_ids], loss)
+    labels = None if dataset.labels is None else dataset.labels[train_ids]
+    task = make_task(dataset.task, classes, recipe, labels, loss)
     compute = Compute(where, recipe.precision, bool(recipe.channels_last), normalisation)
     balance = None
-    if recipe.data.balance == "sampler":
-        balance = splits.class_weights(dataset.labels[train_ids], len(classes))[
-            dataset.labels[train_ids]
-        ]
+    if recipe.data.balance == "sampler" and labels is not None:
+        balance = splits.class_weights(labels, len(classes))[labels]
     train = loader(
         dataset, train_ids, recipe, task, store.load, normalisation, train=True, balance=balance
     )

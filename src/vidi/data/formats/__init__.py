@@ -1,9 +1,14 @@
-"""Data formats, one file each. A format is a module with three functions:
+"""Data formats, one file each. A format is a module with a constant and functions:
 
+``TASK``: what its annotations are for. Where one set of files serves two tasks (VOC, COCO), each
+has its module.
 ``sniff(source: str) -> str | None``: why the source is of this format, or None; quick.
 ``read(source: str) -> Dataset``: the data with its own splits; all of it is "train" where it has
 none. Raises :class:`vidi.errors.InputError`.
 ``fake(folder: Path) -> Fake``: writes a tiny example of itself, for tests.
+``write(dataset: Dataset, folder: Path) -> Notes``: exports a dataset of the same task into an
+empty folder; gives a sentence for each kind of thing that the format cannot hold, with its count.
+A format that lies inside a package (digits, scenes) has none.
 
 They are found by walking this package; nothing is registered.
 """

@@ -29,6 +29,8 @@ PIXELS = 3 * SIDE * SIDE
 
 _BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
 
+TASK = "classification"
+
 
 class _Version:
     """One of the four. ``train``, ``test``: files; ``names``: the file with the classes' names, and

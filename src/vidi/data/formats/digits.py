@@ -18,6 +18,8 @@ from vidi.types import Array, Sample
 NAME = "digits"
 CLASSES = tuple(str(digit) for digit in range(10))
 
+TASK = "classification"
+
 
 def sniff(source: str) -> str | None:
     return "digits is the name of embedded data" if source == NAME else None

@@ -49,6 +49,8 @@ _IGNORED = frozenset({
 MOST_WRAPPERS = 4
 """Folders in folders that are looked through; a link to the folder itself must end somewhere."""
 
+TASK = "classification"
+
 
 def split_of(name: str) -> str | None:
     """train, val or test, if a folder (or a table's cell) of that name is one; train2017 too."""

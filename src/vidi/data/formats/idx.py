@@ -24,6 +24,8 @@ from vidi.types import Array, Sample
 _NAME = re.compile(r"(?:.*-)?(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(?:\.gz)?")
 _UBYTE = 0x08
 
+TASK = "classification"
+
 
 def sniff(source: str) -> str | None:
     folder = _folder(source)

@@ -27,6 +27,8 @@ LABEL = ("label", "class", "class_name", "category", "target")
 SPLIT = ("split", "set", "subset", "partition")
 MOST_SHOWN = 20
 
+TASK = "classification"
+
 
 def sniff(source: str) -> str | None:
     if not source.lower().endswith((".csv", ".tsv")) or not os.path.isfile(source):
