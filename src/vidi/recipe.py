@@ -48,10 +48,10 @@ class Data:
 class Optimiser:
     """The update rule."""
 
-    name: Literal["auto", "sgd", "adamw"] = "auto"
-    """SGD with momentum, or AdamW."""
-    momentum: float = 0.9
-    """SGD's momentum; AdamW's first beta."""
+    name: Literal["auto", "sgd", "adamw", "muon"] = "auto"
+    """SGD with momentum, AdamW, or Muon (orthogonalised momentum; SGD for biases and head)."""
+    momentum: float | Auto = "auto"
+    """SGD's and Muon's momentum; AdamW's first beta."""
     nesterov: bool | Auto = "auto"
     """Nesterov's momentum (SGD)."""
     beta2: float = 0.999

@@ -45,6 +45,7 @@ def test_twenty_steps_on_digits(tmp_path: Path) -> None:
             model="resnet20",
             batch_size=64,
             lr=0.02,
+            optimiser={"name": "sgd"},
             precision="fp32",
             device="cpu",
             channels_last=True,

@@ -1,10 +1,12 @@
 """SGD against its formula; who is decayed and who is not; state that comes back."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from vidi.engine import optimisers
+from vidi.engine import muon, optimisers
 from vidi.recipe import Optimiser
 
 
@@ -12,6 +14,7 @@ def settled(**changes: object) -> Optimiser:
     fields: dict[str, object] = {
         "name": "sgd",
         "nesterov": False,
+        "momentum": 0.9,
         "weight_decay": 0.1,
         "trunk_lr": 1.0,
     }
@@ -63,20 +66,20 @@ def test_sgd_is_its_formula(nesterov: bool) -> None:
     assert torch.allclose(model.weight.double(), weight, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
 def test_restored_state_continues_bit_for_bit(name: str) -> None:
     recipe = settled(name=name)
 
     def start() -> tuple[nn.Module, torch.optim.Optimizer]:
         model = network().to(memory_format=torch.channels_last)
-        groups = optimisers.groups(model, recipe, 0.1, lambda n: True)
-        return model, optimisers.make(groups, recipe, 0.1)
+        groups = optimisers.groups(model, recipe, 0.02, lambda n: True)
+        return model, optimisers.make(groups, recipe, 0.02)
 
     def steps(model: nn.Module, optimiser: torch.optim.Optimizer, seeds: range) -> None:
         for seed in seeds:
             torch.manual_seed(seed)
             optimiser.zero_grad()
-            model(torch.randn(5, 3, 4, 4)).square().sum().backward()
+            model(torch.randn(5, 3, 4, 4)).square().mean().backward()
             optimiser.step()
 
     whole, optimiser = start()
@@ -90,3 +93,40 @@ def test_restored_state_continues_bit_for_bit(name: str) -> None:
     steps(second, optimiser, range(3, 6))
     for a, b in zip(whole.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_muon_takes_all_singular_values_near_one() -> None:
+    """Jordan et al. 2024: within about [0.7, 1.2], for tall matrices and wide ones."""
+    torch.manual_seed(0)
+    for shape in ((16, 144), (64, 20)):
+        values = torch.linalg.svdvals(muon.orthogonal(torch.randn(shape)))
+        assert values.min() > 0.5 and values.max() < 1.3
+    # Of a matrix that is orthogonal already, the direction stays.
+    q = torch.linalg.qr(torch.randn(12, 12))[0]
+    turned = muon.orthogonal(q)
+    assert torch.nn.functional.cosine_similarity(turned.flatten(), q.flatten(), dim=0) > 0.999
+
+
+def test_muon_is_pytorchs_on_a_matrix_and_sgd_elsewhere() -> None:
+    recipe = settled(name="muon", momentum=0.95)
+    model = nn.Sequential(nn.Linear(12, 8), nn.Linear(8, 3))
+    twin = copy.deepcopy(model)
+    ours = optimisers.make(optimisers.groups(model, recipe, 0.05, lambda n: True), recipe, 0.05)
+    # PyTorch's carries the average of gradients, ours their sum; the direction is the same.
+    theirs = torch.optim.Muon([twin[0].weight], lr=0.05, momentum=0.95, weight_decay=0.1)
+    others = [twin[0].bias, twin[1].bias]
+    sgd = torch.optim.SGD(
+        [{"params": [twin[1].weight], "weight_decay": 0.1}, {"params": others}],
+        lr=0.5, momentum=0.9, nesterov=True,
+    )  # fmt: skip
+    for seed in range(4):
+        torch.manual_seed(seed)
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for optimiser in (ours, theirs, sgd):
+            optimiser.step()
+    for p, q in zip(list(model.parameters())[1:], list(twin.parameters())[1:], strict=True):
+        assert torch.allclose(p, q, atol=1e-6)
+    # PyTorch's iterates in bf16.
+    assert torch.allclose(model[0].weight, twin[0].weight, atol=0.01)

@@ -15,6 +15,7 @@ from torch import nn
 
 from vidi.data import augment
 from vidi.data.survey import Survey
+from vidi.engine import muon, optimisers
 from vidi.engine.device import best_precision
 from vidi.recipe import Recipe
 
@@ -26,6 +27,8 @@ GPU_FLOPS = 2e13
 them."""
 SHORT = 30
 """Epochs up to which a run on tiny pictures ends before it overfits."""
+MUON_SHARE = 0.1
+"""Muon is the default where making its updates orthogonal costs at most this share of a step."""
 CPU_MINUTES = 10.0
 GPU_MINUTES = 30.0
 
@@ -126,11 +129,23 @@ def for_model(
             notes.append(f"epochs: {epochs:g} (a run of minutes, at most {most})")
 
     optimiser = recipe.optimiser
-    name = "sgd" if optimiser.name == "auto" else optimiser.name
+    name = optimiser.name
+    if name == "auto":
+        # A step is a forward pass, and twice that backward.
+        orthogonal = muon.work(optimisers.matrices(model).values())
+        cheap = orthogonal <= MUON_SHARE * 3 * macs * recipe.batch_size
+        name = "muon" if small and normed and not tuned and cheap else "sgd"
+        if name == "muon":
+            notes.append("optimiser: muon (a small network from scratch learns faster by it)")
+    momentum = optimiser.momentum
+    if momentum == "auto":
+        momentum = 0.95 if name == "muon" else 0.9
     lr = recipe.lr
     if lr == "auto":
         if name == "adamw":
             lr = 1e-4 if tuned else 1e-3
+        elif name == "muon":
+            lr = 0.003 if tuned else 0.03
         else:
             # Without normalisation layers a plain net diverges at the rate a normed one needs.
             base = 0.02 if tuned or not normed else (0.4 if small else 0.2)
@@ -144,6 +159,7 @@ def for_model(
     optimiser = replace(
         optimiser,
         name=name,
+        momentum=momentum,
         nesterov=name == "sgd" if optimiser.nesterov == "auto" else optimiser.nesterov,
         weight_decay=decay,
         trunk_lr=(0.1 if tuned else 1.0) if optimiser.trunk_lr == "auto" else optimiser.trunk_lr,

@@ -1,4 +1,4 @@
-"""Parameter groups and optimisers; PyTorch's own, fused."""
+"""Parameter groups and optimisers: PyTorch's own, fused, and Muon."""
 
 from __future__ import annotations
 
@@ -8,42 +8,56 @@ from typing import Any
 import torch
 from torch import nn
 
+from vidi.engine.muon import Muon
 from vidi.recipe import Optimiser
 
 
 def groups(
     model: nn.Module, recipe: Optimiser, lr: float, is_head: Callable[[str], bool]
 ) -> list[dict[str, Any]]:
-    """Trainable parameters in up to four groups: (head or trunk) × (decayed or not).
+    """Trainable parameters in groups: (head or trunk) × (decayed or not) × (matrix or not).
 
     Biases and normalisation parameters, which are the ones with fewer than two dimensions, are
     not decayed unless the recipe says so: pulling a norm's scale to zero regularises nothing.
-    Each group's ``"highest_lr"`` is what the schedule multiplies.
+    Each group's ``"highest_lr"`` is what the schedule multiplies. ``"matrix"``: what Muon moves as
+    such: all weights but those of the output layer, the last one.
     """
     assert recipe.trunk_lr != "auto" and recipe.weight_decay != "auto"
-    found: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    found: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
+    hidden = set(matrices(model)) if recipe.name == "muon" else set()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decayed = parameter.ndim >= 2 or recipe.decay_biases_and_norms
-            found.setdefault((is_head(name), decayed), []).append(parameter)
+            kind = (is_head(name), decayed, name in hidden)
+            found.setdefault(kind, []).append(parameter)
     return [
         {
             "params": parameters,
             "highest_lr": lr if head else lr * recipe.trunk_lr,
             "weight_decay": recipe.weight_decay if decayed else 0.0,
+            "matrix": matrix,
         }
-        for (head, decayed), parameters in found.items()
+        for (head, decayed, matrix), parameters in found.items()
     ]
 
 
+def matrices(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of the hidden layers: all of two dimensions or more but the last."""
+    weights = {name: p for name, p in model.named_parameters() if p.ndim >= 2}
+    return dict(list(weights.items())[:-1])
+
+
 def make(groups: Iterable[dict[str, Any]], recipe: Optimiser, lr: float) -> torch.optim.Optimizer:
-    """SGD with momentum in PyTorch's form (``v = αv + g; θ -= ηv``), or AdamW."""
+    """SGD with momentum in PyTorch's form (``v = αv + g; θ -= ηv``), AdamW, or Muon."""
+    assert recipe.momentum != "auto"
     groups = list(groups)
     device = groups[0]["params"][0].device.type
     fused = device in ("cpu", "cuda")
     if recipe.name == "adamw":
         betas = (recipe.momentum, recipe.beta2)
         return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+    if recipe.name == "muon":
+        return Muon(groups, lr, recipe.momentum)
     nesterov = bool(recipe.nesterov) and recipe.momentum > 0
     return torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=nesterov, fused=fused)
 
