@@ -43,6 +43,7 @@ from vidi.engine.train import Outcome, Progress, fit
 from vidi.errors import InputError
 from vidi.recipe import Recipe
 from vidi.report import progress as report
+from vidi.tasks import multilabel
 from vidi.types import Array
 
 
@@ -74,11 +75,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a run says of one image. ``probabilities``: float64 [K], one per class."""
+    """What a run says of one image. ``label``: the likeliest class, at ``probability``. ``labels``:
+    all that the image is said to have, which may be several or none where the run is multi-label.
+    ``probabilities``: float64 [K], one per class."""
 
     path: str
     label: str
     probability: float
+    labels: tuple[str, ...]
     probabilities: Array
 
 
@@ -228,15 +232,23 @@ class Model:
             found += some
         if batches.failures:
             raise InputError(unreadable(batches.failures, "and got no prediction"))
-        return [
-            Prediction(
-                path=dataset.images.key(i),
-                label=self.classes[int(p.probabilities.argmax())],
-                probability=float(p.probabilities.max()),
-                probabilities=p.probabilities,
+        out = []
+        for i, p in enumerate(found):
+            likeliest = self.classes[int(p.probabilities.argmax())]
+            labels: tuple[str, ...] = (likeliest,)
+            if self.recipe.task == "multilabel":
+                said = np.flatnonzero(p.probabilities >= multilabel.THRESHOLD)
+                labels = tuple(self.classes[k] for k in said)
+            out.append(
+                Prediction(
+                    path=dataset.images.key(i),
+                    label=likeliest,
+                    probability=float(p.probabilities.max()),
+                    labels=labels,
+                    probabilities=p.probabilities,
+                )
             )
-            for i, p in enumerate(found)
-        ]
+        return out
 
     def evaluate(
         self, data: Any = None, *, split: str | None = None, flip: bool = False
@@ -442,8 +454,8 @@ def _draw(directory: RunDirectory, made: Prepared, results: dict[str, Any]) -> N
     pictures.curves(
         read_metrics(directory.path), directory.path / "curves.png", headline=made.task.headline
     )
-    if results:
-        split = "test" if "test" in results else "val"
+    split = "test" if "test" in results else "val"
+    if "confusion" in results.get(split, {}):
         confusion = np.array(results[split]["confusion"])
         pictures.confusion(confusion, made.description.classes, directory.path / "confusion.png")
 

@@ -315,7 +315,7 @@ def test_kinds_of_image() -> None:
         ([(picture(), None)], "has the label None"),
         ([(picture(), [1, 2])], "has the label"),
         ([(picture(), 0), (picture(), -1)], "has the label -1"),
-        ([(picture(), 0), (picture(), "a")], "some are names"),
+        ([(picture(), 0), (picture(), "a")], "of several kinds"),
         ([(picture(), 0)] * 3, "one class only"),
     ],
 )

@@ -121,6 +121,7 @@ def _show(prediction: Prediction, classes: Sequence[str], told: Predict) -> None
                     "path": prediction.path,
                     "label": prediction.label,
                     "probability": prediction.probability,
+                    "labels": prediction.labels,
                     "top": top,
                 }
             )

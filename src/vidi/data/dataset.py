@@ -361,9 +361,10 @@ class Split:
         return (self.dataset.sample(int(i)) for i in self.ids)
 
 
-def pair(item: Any, name: str) -> tuple[Any, int | str]:
-    """(image, label) of a user's item: a :class:`Sample`, or a pair; its label a whole number or a
-    class's name. Raises :class:`InputError` for anything else."""
+def pair(item: Any, name: str) -> tuple[Any, int | str | tuple[int, ...]]:
+    """(image, label) of a user's item: a :class:`Sample`, or a pair; its label a whole number, a
+    class's name, or a 0/1 vector, which is given as a tuple. Raises :class:`InputError` for
+    anything else."""
     image: Any
     label: Any
     if isinstance(item, Sample):
@@ -381,9 +382,12 @@ def pair(item: Any, name: str) -> tuple[Any, int | str]:
         number = np.asarray(label)
     except (TypeError, ValueError):
         number = np.asarray(None)
+    if number.ndim == 1 and number.size > 1 and np.isin(number, (0, 1)).all():
+        return image, tuple(int(there) for there in number)
     if number.size != 1 or number.dtype.kind not in "iu":
         raise InputError(
-            f"{name} has the label {label!r}; a whole number or a class's name is expected."
+            f"{name} has the label {label!r}; a whole number, a class's name, or a vector of a 0 "
+            "or 1 per class is expected."
         )
     return image, int(number.reshape(()))
 

@@ -26,6 +26,8 @@ from vidi.data.splits import carve
 from vidi.errors import InputError
 from vidi.types import Array, Notes, Samples
 
+KIND = {"multilabel": "classification"}
+"""A task whose data comes in another's formats."""
 UNKNOWN = -1
 """The label of an image whose class is not known."""
 
@@ -53,7 +55,8 @@ def open_data(
     that differ between the splits, and a class too small to be shared out.
     """
     dataset = _read(source, task)
-    if task not in ("auto", dataset.task):
+    # Who asks for classification may have several classes per image.
+    if task not in ("auto", dataset.task, KIND.get(dataset.task)):
         raise InputError(_other_task(dataset.root, {dataset.format: dataset.task}, task))
     for images in _all_images(dataset):
         images.max_megapixels = max_megapixels
@@ -145,7 +148,8 @@ def _read_path(given: str | Path, task: str = "auto") -> Dataset:
         raise InputError(_nothing_found(source))
     tasks = {name: formats.find(name).TASK for name in readings}
     if task != "auto":
-        readings = {name: reason for name, reason in readings.items() if tasks[name] == task}
+        asked = KIND.get(task, task)
+        readings = {name: reason for name, reason in readings.items() if tasks[name] == asked}
         if not readings:
             raise InputError(_other_task(source, tasks, task))
     said: Notes = []
@@ -219,16 +223,32 @@ def _read_object(source: Samples, name: str) -> Dataset:
     labels: list[Any] = given or [pair(source[i], f"{name}/{i:06d}")[1] for i in range(n)]
     kinds = {type(label) for label in labels}
     if len(kinds) > 1:
-        raise InputError("Some labels are whole numbers and some are names; give one kind.")
+        raise InputError(
+            "The labels are of several kinds: whole numbers, names, or 0/1 vectors; give one kind."
+        )
     named = getattr(source, "classes", None)
     classes: tuple[str, ...]
     if kinds == {str}:
         classes = tuple(sorted(set(labels)))
         numbers = np.array([classes.index(label) for label in labels], np.int64)
+    elif kinds == {tuple}:
+        lengths = {len(label) for label in labels}
+        if len(lengths) > 1:
+            found = _some([str(n) for n in sorted(lengths)])
+            raise InputError(
+                f"The labels are 0/1 vectors of different lengths ({found}); each needs a place "
+                "for every class."
+            )
+        numbers = np.array(labels, bool)
+        classes = _class_names(named, numbers.shape[1])
+        if len(classes) != numbers.shape[1]:
+            raise InputError(
+                f"The labels are 0/1 vectors of {numbers.shape[1]} classes, and {len(classes)} "
+                "classes are named. Name as many."
+            )
     else:
         numbers = np.array(labels, np.int64)
-        known = isinstance(named, list | tuple) and all(isinstance(c, str) for c in named)
-        classes = tuple(named) if known and named else _numbered(int(numbers.max()) + 1)
+        classes = _class_names(named, int(numbers.max()) + 1)
         if numbers.min() < 0 or numbers.max() >= len(classes):
             i = int(np.argmax((numbers < 0) | (numbers >= len(classes))))
             raise InputError(
@@ -240,7 +260,7 @@ def _read_object(source: Samples, name: str) -> Dataset:
     return Dataset(
         root=f"{OBJECT}{kind.__module__}.{kind.__qualname__}",
         format="object",
-        task="classification",
+        task="classification" if numbers.ndim == 1 else "multilabel",
         classes=classes,
         images=ObjectImages(source, name, labels),
         labels=numbers,
@@ -249,7 +269,10 @@ def _read_object(source: Samples, name: str) -> Dataset:
     )
 
 
-def _numbered(count: int) -> tuple[str, ...]:
+def _class_names(named: Any, count: int) -> tuple[str, ...]:
+    """The object's own names of its classes, or their numbers."""
+    if named and isinstance(named, list | tuple) and all(isinstance(c, str) for c in named):
+        return tuple(named)
     return tuple(str(k) for k in range(count))
 
 
@@ -344,8 +367,12 @@ def _check_classes(dataset: Dataset) -> Notes:
             f"{dataset.root} has no training split, only {', '.join(dataset.splits)}. Add a folder "
             "train, with the same classes."
         )
-    if dataset.labels is None or dataset.labels.ndim > 1:
+    if dataset.labels is None:
         return []
+    if dataset.labels.ndim > 1:
+        never = np.flatnonzero(~dataset.split("train").labels.any(0))
+        none = _some([dataset.classes[k] for k in never])
+        return [f"No training image has the classes {none}."] if len(never) else []
     count = {name: dataset.class_counts(name) for name in dataset.splits}
     trained = [dataset.classes[k] for k in np.flatnonzero(count["train"])]
     if len(trained) < 2:

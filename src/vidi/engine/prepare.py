@@ -73,12 +73,15 @@ def prepare(
     ``network``: the user's own module, or a callable that builds one for ``num_classes``.
     """
     notes: list[str] = []
-    multi_label = dataset.labels is not None and dataset.labels.ndim > 1
-    if dataset.task not in tasks.names() or multi_label:
-        kind = "several labels per image" if multi_label else dataset.task
+    if dataset.task not in tasks.names():
         raise InputError(
-            f"{dataset.root} is data for {kind}, which is read and can be checked, but there is no "
-            f"training for it yet; there is for {', '.join(tasks.names())}."
+            f"{dataset.root} is data for {dataset.task}, which is read and can be checked, but "
+            f"there is no training for it yet; there is for {', '.join(tasks.names())}."
+        )
+    if recipe.data.balance != "none" and (dataset.labels is None or dataset.labels.ndim > 1):
+        raise InputError(
+            f"--data.balance {recipe.data.balance} is for data with one class per image; "
+            f"{dataset.root} is data for {dataset.task}. Leave it at none."
         )
     if saved is not None and saved.data["loss"] != address(loss):
         raise InputError(
