@@ -380,3 +380,12 @@ def test_images_to_be_predicted(tmp_path: Path) -> None:
         from_images([picture(), "a.jpg"])
     with pytest.raises(InputError, match="no image"):
         from_images([])
+
+
+def test_a_dataset_prints_what_it_is(tmp_path: Path) -> None:
+    found = open_data(tree(tmp_path, "a", "b"))
+    lines = str(found).splitlines()
+    assert lines[0] == f"{tmp_path}: classification (folders)"
+    assert lines[-2].startswith("2 classes; images: train ")
+    assert lines[-1] == "classes: a, b"
+    assert repr(found).startswith(f"<classification dataset {tmp_path} (folders): train ")

@@ -32,6 +32,8 @@ from vidi.errors import InputError
 from vidi.types import Array, Notes, Sample, Samples
 
 SPLITS = ("train", "val", "test")
+MOST_SHOWN = 20
+"""Classes that a printed summary names."""
 
 
 class Images(Protocol):
@@ -262,7 +264,7 @@ class JoinedImages:
         return _hash(*(n.encode() for n in self._names), *(p.digest() for p in self.parts))
 
 
-@dataclass
+@dataclass(repr=False)
 class Dataset:
     """Samples, their classes and splits. Indexes, iterates, and knows its task.
 
@@ -284,6 +286,19 @@ class Dataset:
     truth: Truth | None = None
     images2: Images | None = None
     palette: Array | None = None
+
+    def __str__(self) -> str:
+        """What was found, why, how many, and the classes: a line each."""
+        lines = [f"{self.root}: {self.task} ({self.format})", *self.notes]
+        if self.classes:
+            shown = ", ".join(self.classes[:MOST_SHOWN])
+            more = len(self.classes) - MOST_SHOWN
+            lines.append(f"classes: {shown}" + (f" and {more:,} more" if more > 0 else ""))
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {len(ids):,}" for name, ids in self.splits.items())
+        return f"<{self.task} dataset {self.root} ({self.format}): {sizes}>"
 
     def __len__(self) -> int:
         return len(self.images)
