@@ -142,6 +142,8 @@ class Augmentation:
     """CutMix's alpha; 0 = off. With both, each image draws one of them."""
     mix_probability: float = 1.0
     """Share of the images that are mixed, where mixup or CutMix is on."""
+    pair_jitter: float = 0.0
+    """Pairs of frames: largest relative change of the second one's colours alone, either way."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,7 @@ def test_presets_fill_every_auto_and_keep_what_was_given() -> None:
         {"rotation": math.nan},
         {"rand_magnitude": 31.0},
         {"mixup": -0.1},
+        {"pair_jitter": 1.2},
     ],
     ids=str,
 )

@@ -208,3 +208,26 @@ def test_matrix_helpers() -> None:
         g.apply(g.crop((1, 2, 5, 10), (4, 2)), np.array([[1, 2], [5, 10]])),
         np.array([[0, 0], [2, 4]]),
     )
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, bool])
+def test_maps_longer_than_opencv_takes(dtype: type) -> None:
+    """A panorama's mask, turned a little, equals that of the part in sight."""
+    full = np.random.default_rng(0).integers(0, 9, (30, 33_000)).astype(dtype)
+    matrix = g.compose(g.translation(-32_900, 0), g.about((20, 15), g.rotation(0.2)))
+    found = g.nearest(full, matrix, (30, 40), 7)
+    part = g.nearest(full[:, 32_800:], matrix @ g.translation(32_800, 0), (30, 40), 7)
+    assert found.dtype == dtype
+    # float32 holds these coordinates to 1/256 of a pixel.
+    assert (found != part).mean() < 0.02
+
+
+def test_which_matrices_copy() -> None:
+    assert g.copies(np.eye(3)) and g.shifts(np.eye(3))
+    assert g.shifts(g.translation(-3, 4)) and not g.shifts(g.flip(8))
+    assert g.copies(g.compose(g.flip(8), g.vertical_flip(5), g.translation(2, 0)))
+    for other in (g.translation(0.5, 0), g.scaling(2, 1), g.rotation(0.1), g.rotation(math.pi / 2)):
+        assert not g.copies(other)
+    assert g.upright(g.scaling(2, -3)) and not g.upright(g.shear(0.1, 0))
+    assert g.upright(np.array([[0, -2, 5], [1, 0, 3], [0, 0, 1.0]]))
+    assert not g.affine(np.array([[1, 0, 0], [0, 1, 0], [0.01, 0, 1]]))

@@ -139,6 +139,55 @@ def test_erasing_fills() -> None:
         assert (image == FILL).all(2).sum() == (x1 - x0) * (y1 - y0) > 0
 
 
+def test_both_frames_of_a_pair_change_alike() -> None:
+    """What is equal in both stays equal, whatever else the frames hold, and single ones agree."""
+    a = augment.resolve(Augmentation(preset="strong", contrast=0.4, hue=0.1, erasing=0.5))
+    ids = np.arange(200, dtype=np.int64)
+    plan = augment.plan(a, 36, 0, 0, ids)
+    assert plan.colour2 is None
+    one, other = picture(1)[:, :36].copy(), picture(2, low=100)[:, :36].copy()
+    other[10:30, 10:30] = one[10:30, 10:30]
+    changed = 0
+    for row in range(len(ids)):
+        first, second = one.copy(), other.copy()
+        photometry.apply_pair(plan, row, first, second, FILL)
+        # Sharpness looks one pixel around.
+        assert np.array_equal(first[11:29, 11:29], second[11:29, 11:29])
+        changed += not np.array_equal(first, one)
+        same, single = one.copy(), one.copy()
+        photometry.apply_pair(plan, row, first := one.copy(), same, FILL)
+        photometry.apply(plan, row, single, FILL)
+        assert np.array_equal(first, same)
+        # The histogram of both is equalised in other steps than that of one.
+        assert plan.ops is not None
+        if augment.EQUALIZE not in plan.ops[row]:
+            assert np.abs(first.astype(int) - single).max() <= 1
+    assert changed > 150
+
+
+def test_the_second_frame_differs_by_the_stated_amount() -> None:
+    a = augment.resolve(Augmentation(preset="none", pair_jitter=0.2))
+    plan = augment.plan(a, 36, 0, 0, np.arange(300, dtype=np.int64))
+    assert plan.colour is None
+    assert plan.colour2 is not None
+    assert plan.colour2.shape == (300, 3)
+    assert 0.8 <= plan.colour2.min() < 0.82 and 1.18 < plan.colour2.max() <= 1.2
+    for row in range(20):
+        first, second = picture()[:, :36].copy(), picture()[:, :36].copy()
+        expected = second.copy()
+        photometry.twist(expected, *plan.colour2[row].tolist())
+        photometry.apply_pair(plan, row, first, second, FILL)
+        assert np.array_equal(first, picture()[:, :36])
+        assert np.array_equal(second, expected)
+    # What else is drawn does not change with it.
+    both = augment.resolve(Augmentation(preset="photos", pair_jitter=0.2))
+    ids = np.arange(30, dtype=np.int64)
+    with_it = augment.plan(both, 36, 0, 0, ids)
+    without = augment.plan(augment.resolve(Augmentation(preset="photos")), 36, 0, 0, ids)
+    assert np.array_equal(with_it.colour, without.colour)
+    assert np.array_equal(with_it.after, without.after)
+
+
 def test_mixing_pixels() -> None:
     one, other = picture(1), picture(2)
     mixed = one.copy()

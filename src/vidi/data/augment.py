@@ -133,6 +133,7 @@ def resolve(augmentation: Augmentation) -> Augmentation:
         "mixup": (0, math.inf),
         "cutmix": (0, math.inf),
         "mix_probability": (0, 1),
+        "pair_jitter": (0, 1),
     }
     for name, (low, high) in ranges.items():
         value = getattr(filled, name)
@@ -178,6 +179,9 @@ class Plan:
     """float64 [B, 3, 3]: flips, rotation, zoom, shift and shear, from input to input pixels."""
     colour: Array | None = None
     """float64 [B, 4]: factors of brightness, contrast and saturation; turn of the hue circle."""
+    colour2: Array | None = None
+    """float64 [B, 3]: of a pair, further factors (brightness, contrast, saturation) of the second
+    frame alone."""
     ops: Array | None = None
     """int64 [B, K]: operations of :data:`OPS` that are neither geometry nor in ``colour``; 0
     elsewhere."""
@@ -235,6 +239,8 @@ def plan(
     ops, signed = _policy(a, uniform)
     out.after = _after(a, image_size, uniform, ops, signed)
     out.colour = _colour(a, uniform, ops, signed)
+    if a.pair_jitter > 0:
+        out.colour2 = 1 + (2 * uniform("pair", 3) - 1) * a.pair_jitter
     if ops is not None and (ops >= SHARPNESS).any():
         assert signed is not None
         out.ops = np.where(ops >= SHARPNESS, ops, 0)

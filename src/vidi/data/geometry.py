@@ -20,6 +20,9 @@ BLUR = 1.5
 """Bilinear interpolation alone serves shrinking up to this factor. Beyond it the source is shrunk
 first, by areas: bilinear interpolation would pass over pixels, and the result would flicker."""
 
+LONGEST = 32_767
+"""OpenCV looks pixels up only in images whose sides are shorter than this."""
+
 
 def translation(x: float, y: float) -> Array:
     return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
@@ -74,6 +77,89 @@ def apply(matrix: Array, points: Array) -> Array:
     """Where the matrix takes ``points``, [N, 2] of (x, y)."""
     moved = np.c_[points, np.ones(len(points))] @ matrix.T
     return np.asarray(moved[:, :2] / moved[:, 2:])
+
+
+def hulls(matrix: Array, xyxy: Array) -> Array:
+    """The boxes about boxes whose corners the matrix moved: float64 [N, 4], from [N, 4]."""
+    x, y = xyxy[:, [0, 2, 0, 2]].astype(np.float64), xyxy[:, [1, 1, 3, 3]].astype(np.float64)
+    corners = apply(matrix, np.stack([x.ravel(), y.ravel()], 1)).reshape(-1, 4, 2)
+    return np.concatenate([corners.min(1), corners.max(1)], 1)
+
+
+def affine(matrix: Array) -> bool:
+    """Whether the matrix keeps parallels, which all do that augmentation makes."""
+    return bool((matrix[2] == (0, 0, 1)).all())
+
+
+def upright(matrix: Array) -> bool:
+    """Whether the matrix keeps the sides of boxes upright: no shear, and only quarter turns."""
+    a, b, c, d = matrix[:2, :2].ravel().tolist()
+    straight: bool = (b == 0 and c == 0) or (a == 0 and d == 0)
+    return straight and affine(matrix)
+
+
+def shifts(matrix: Array) -> bool:
+    """Whether the matrix moves by whole pixels and does nothing else."""
+    return copies(matrix) and matrix[0, 0] > 0 and matrix[1, 1] > 0
+
+
+def copies(matrix: Array) -> bool:
+    """Whether the matrix moves by whole pixels and mirrors, and does nothing else."""
+    (a, b, tx), (c, d, ty), _ = matrix.tolist()
+    off = abs(abs(a) - 1) + abs(abs(d) - 1) + abs(b) + abs(c)
+    off += abs(tx - round(tx)) + abs(ty - round(ty))
+    return affine(matrix) and bool(off < WHOLE)
+
+
+def shrinkage(matrix: Array) -> tuple[float, float]:
+    """How many source pixels, along x and along y, go into one of the target."""
+    shrink_x = 1 / max(1e-9, math.hypot(matrix[0, 0], matrix[1, 0]))
+    shrink_y = 1 / max(1e-9, math.hypot(matrix[0, 1], matrix[1, 1]))
+    return shrink_x, shrink_y
+
+
+def sources(matrix: Array, size: tuple[int, int]) -> tuple[Array, Array]:
+    """Where the target's pixel centres come from: x and y, float32 [h, w], as OpenCV counts (the
+    centre of pixel i at i), for an affine matrix."""
+    h, w = size
+    back = np.linalg.inv(matrix)
+    u, v = np.arange(w) + 0.5, np.arange(h) + 0.5
+    x = np.add.outer(back[0, 1] * v + (back[0, 2] - 0.5), back[0, 0] * u)
+    y = np.add.outer(back[1, 1] * v + (back[1, 2] - 0.5), back[1, 0] * u)
+    return x.astype(np.float32), y.astype(np.float32)
+
+
+def nearest(array: Array, matrix: Array, size: tuple[int, int], outside: int) -> Array:
+    """The map under the affine matrix, [h, w], from [H, W] of any type: of each target pixel the
+    value of the source pixel that its centre lies in; ``outside`` beyond the source."""
+    h, w = size
+    height, width = array.shape
+    back = np.linalg.inv(matrix)
+    if back[0, 1] == 0 and back[1, 0] == 0:
+        # Rows and columns are looked up separately: quick, and what augmentation mostly is.
+        columns = np.floor(back[0, 0] * (np.arange(w) + 0.5) + back[0, 2]).astype(np.int64)
+        rows = np.floor(back[1, 1] * (np.arange(h) + 0.5) + back[1, 2]).astype(np.int64)
+        inner_x = np.flatnonzero((columns >= 0) & (columns < width))
+        inner_y = np.flatnonzero((rows >= 0) & (rows < height))
+        seen: Array = array.take(rows[inner_y], 0).take(columns[inner_x], 1)
+        if len(inner_x) == w and len(inner_y) == h:
+            return seen
+        out = np.full((h, w), outside, array.dtype)
+        if seen.size:
+            out[inner_y[0] : inner_y[-1] + 1, inner_x[0] : inner_x[-1] + 1] = seen
+        return out
+    x, y = sources(matrix, size)
+    if max(height, width, h, w) >= LONGEST:
+        i, j = np.floor(x + 0.5).astype(np.int64), np.floor(y + 0.5).astype(np.int64)
+        there = (i >= 0) & (i < width) & (j >= 0) & (j < height)
+        found = array[np.clip(j, 0, height - 1), np.clip(i, 0, width - 1)]
+        return np.where(there, found, array.dtype.type(outside))
+    plain = array.view(np.uint8) if array.dtype == bool else array
+    # By remap and not by warpAffine, which places samples up to 1/32 of a pixel off.
+    moved = cv2.remap(
+        plain, x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=outside
+    )
+    return np.asarray(moved.view(array.dtype))
 
 
 def warp(
@@ -154,12 +240,12 @@ def resize(image: Array, out: Array) -> Array:
 
 def _interpolate(image: Array, matrix: Array, fill: tuple[int, int, int], out: Array) -> None:
     h, w = out.shape[:2]
-    affine = bool((matrix[2] == (0, 0, 1)).all())
-    if affine:
+    plain = affine(matrix)
+    if plain:
         image, matrix = _preshrunk(image, matrix, (h, w))
     half = translation(0.5, 0.5)
     centred = translation(-0.5, -0.5) @ matrix @ half
-    if affine:
+    if plain:
         cv2.warpAffine(
             image,
             centred[:2],
@@ -187,8 +273,7 @@ def _preshrunk(image: Array, matrix: Array, size: tuple[int, int]) -> tuple[Arra
     Untouched where nothing shrinks by more than :data:`BLUR`. A perspective has no one factor, and
     is not looked at.
     """
-    shrink_x = 1 / max(1e-9, math.hypot(matrix[0, 0], matrix[1, 0]))
-    shrink_y = 1 / max(1e-9, math.hypot(matrix[0, 1], matrix[1, 1]))
+    shrink_x, shrink_y = shrinkage(matrix)
     if shrink_x <= BLUR and shrink_y <= BLUR:
         return image, matrix
     height, width = image.shape[:2]

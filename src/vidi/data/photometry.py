@@ -26,13 +26,35 @@ def apply(plan: Plan, row: int, image: Array, fill: tuple[int, int, int]) -> Non
 
     ``fill``: the colour of what is erased.
     """
+    _apply(plan, row, image, [image], fill)
+
+
+def apply_pair(
+    plan: Plan, row: int, first: Array, second: Array, fill: tuple[int, int, int]
+) -> None:
+    """The same on both frames of a pair, in place: equal pixels stay equal, since means and
+    histograms are taken of both frames together. After that, the second frame's brightness,
+    contrast and saturation change by ``plan.colour2``, if it is there."""
+    both = np.concatenate([first, second])
+    parts = [both[: len(first)], both[len(first) :]]
+    _apply(plan, row, both, parts, fill)
+    if plan.colour2 is not None:
+        twist(parts[1], *plan.colour2[row].tolist())
+    first[...], second[...] = parts
+
+
+def _apply(
+    plan: Plan, row: int, image: Array, frames: list[Array], fill: tuple[int, int, int]
+) -> None:
+    """``frames``: views of the image, which is one of them or a pair."""
     if plan.colour is not None:
         brightness, contrast, saturation, hue = plan.colour[row].tolist()
         twist(image, brightness, contrast, saturation, hue)
     if plan.ops is not None and plan.amounts is not None:
         for op, amount in zip(plan.ops[row].tolist(), plan.amounts[row].tolist(), strict=True):
             if op == SHARPNESS:
-                sharpness(image, amount)
+                for frame in frames:
+                    sharpness(frame, amount)
             elif op == POSTERIZE:
                 posterize(image, int(amount))
             elif op == SOLARIZE:
@@ -43,7 +65,8 @@ def apply(plan: Plan, row: int, image: Array, fill: tuple[int, int, int]) -> Non
                 equalize(image)
     if plan.erased is not None:
         x0, y0, x1, y1 = plan.erased[row].tolist()
-        image[y0:y1, x0:x1] = fill
+        for frame in frames:
+            frame[y0:y1, x0:x1] = fill
 
 
 def twist(

@@ -1,0 +1,1 @@
+"""Operations on tensors that tasks, networks and the loop share."""
