@@ -146,7 +146,7 @@ def _read_path(given: str | Path, task: str = "auto") -> Dataset:
     }
     if not readings:
         raise InputError(_nothing_found(source))
-    tasks = {name: formats.find(name).TASK for name in readings}
+    tasks = {name: formats.task_of(name, source) for name in readings}
     if task != "auto":
         asked = KIND.get(task, task)
         readings = {name: reason for name, reason in readings.items() if tasks[name] == asked}

@@ -1,7 +1,7 @@
 """Data formats, one file each. A format is a module with a constant and functions:
 
 ``TASK``: what its annotations are for. Where one set of files serves two tasks (VOC, COCO), each
-has its module.
+has its module. One whose source names the task has ``task_of(source: str) -> str`` instead.
 ``sniff(source: str) -> str | None``: why the source is of this format, or None; quick.
 ``read(source: str) -> Dataset``: the data with its own splits; all of it is "train" where it has
 none. Raises :class:`vidi.errors.InputError`.
@@ -39,3 +39,9 @@ def names() -> list[str]:
 def find(name: str) -> Any:
     """The format's module."""
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def task_of(name: str, source: str) -> str:
+    """What the source's annotations are for, if it is of that format."""
+    module = find(name)
+    return str(module.task_of(source) if hasattr(module, "task_of") else module.TASK)
