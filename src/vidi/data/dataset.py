@@ -237,27 +237,28 @@ class JoinedImages:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def _at(self, i: int) -> tuple[int, int]:
+    def at(self, i: int) -> tuple[int, int]:
+        """(which part, the index within it)."""
         part = bisect_right(self._starts, i) - 1
         return part, i - self._starts[part]
 
     def key(self, i: int) -> str:
-        part, j = self._at(i)
+        part, j = self.at(i)
         key = self.parts[part].key(j)
         name = self._names[part]
         return key if key.startswith(f"{name}/") else f"{name}/{key}"
 
     def identity(self, i: int) -> bytes | None:
-        part, j = self._at(i)
+        part, j = self.at(i)
         found = self.parts[part].identity(j)
         return None if found is None else f"{self._names[part]}/".encode() + found
 
     def size(self, i: int) -> tuple[int, int]:
-        part, j = self._at(i)
+        part, j = self.at(i)
         return self.parts[part].size(j)
 
     def load(self, i: int, shorter: int | None) -> tuple[Array, tuple[int, int]]:
-        part, j = self._at(i)
+        part, j = self.at(i)
         return self.parts[part].load(j, shorter)
 
     def digest(self) -> bytes:

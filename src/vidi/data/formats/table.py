@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,13 @@ from vidi.types import Sample
 PATH = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path")
 LABEL = ("label", "class", "class_name", "category", "target")
 SPLIT = ("split", "set", "subset", "partition")
+SIDES = (
+    ("xmin", "x_min", "x1", "left"),
+    ("ymin", "y_min", "y1", "top"),
+    ("xmax", "x_max", "x2", "right"),
+    ("ymax", "y_max", "y2", "bottom"),
+)
+"""A table whose header names these has a box a row; see :mod:`vidi.data.formats.boxes_table`."""
 MOST_SHOWN = 20
 
 TASK = "classification"
@@ -33,20 +41,33 @@ TASK = "classification"
 def sniff(source: str) -> str | None:
     if not source.lower().endswith((".csv", ".tsv")) or not os.path.isfile(source):
         return None
+    if is_box_header(source):
+        return None
     return "a table of path and label, by its name"
+
+
+def is_box_header(source: str) -> bool:
+    """Whether the table's first line names the four sides of a box."""
+    try:
+        with open(source, encoding="utf-8-sig") as file:
+            cells = re.split("[,;\t]", file.readline(1 << 16).lower())
+    except (OSError, UnicodeDecodeError):  # reading it will say why
+        return False
+    named = {cell.strip(' "\n') for cell in cells}
+    return all(named.intersection(names) for names in SIDES)
 
 
 def read(source: str) -> Dataset:
     """Raises :class:`InputError`, with line numbers, for a table without path and label, a row that
     lacks one, a path that points nowhere, and one path with two labels."""
     folder = os.path.dirname(os.path.abspath(source))
-    rows = _rows(source)
+    rows = rows_of(source)
     first = next(rows, None)
     if first is None:
         raise InputError(f"{source} is empty; a table of path and label is expected.")
     columns, is_header = _columns(source, first[1])
     if not is_header:
-        rows = _rows(source)
+        rows = rows_of(source)
 
     paths: list[str] = []
     names: list[str] = []
@@ -95,7 +116,7 @@ def read(source: str) -> Dataset:
     if not paths:
         raise InputError(f"{source} has a header and no rows.")
 
-    classes = _sorted(set(names))
+    classes = sorted_names(set(names))
     number = {name: k for k, name in enumerate(classes)}
     of_split = np.array(splits, np.int64)
     table = PathTable()
@@ -145,7 +166,7 @@ class _Columns:
         return max(self.path, self.label, self.split or 0)
 
 
-def _rows(source: str) -> Iterator[tuple[int, list[str]]]:
+def rows_of(source: str) -> Iterator[tuple[int, list[str]]]:
     """(line number, cells), blank lines left out."""
     try:
         with open(source, newline="", encoding="utf-8-sig") as file:
@@ -188,7 +209,7 @@ def _columns(source: str, first: list[str]) -> tuple[_Columns, bool]:
     )
 
 
-def _sorted(names: set[str]) -> tuple[str, ...]:
+def sorted_names(names: set[str]) -> tuple[str, ...]:
     """In the order of the numbers where all are numbers: 2 before 10."""
     if all(name.isdecimal() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
