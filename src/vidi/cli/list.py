@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -56,9 +54,11 @@ def _recipes() -> Iterator[str]:
 def _formats() -> Iterator[str]:
     from vidi.data import formats
 
-    for module in pkgutil.iter_modules(formats.__path__):
-        doc = importlib.import_module(f"{formats.__name__}.{module.name}").__doc__
-        yield f"{module.name:<10}{_summary(doc)}"
+    for name in formats.names():
+        module = formats.find(name)
+        # An embedded source may serve them all.
+        task = getattr(module, "TASK", "any task")
+        yield f"{name:<16}{task:<16}{_summary(module.__doc__)}"
 
 
 def _summary(doc: str | None) -> str:

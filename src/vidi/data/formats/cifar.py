@@ -20,9 +20,10 @@ import numpy as np
 
 from vidi.data.dataset import ArrayImages, Dataset
 from vidi.data.formats import Fake
+from vidi.data.formats.idx import train_and_test
 from vidi.data.images import unreadable
 from vidi.errors import InputError
-from vidi.types import Array, Sample
+from vidi.types import Array, Notes, Sample
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE
@@ -106,6 +107,43 @@ def read(source: str) -> Dataset:
         splits={"train": np.arange(train), "test": np.arange(train, total)},
         notes=[f"{source} is {version.title}."],
     )
+
+
+def write(dataset: Dataset, folder: Path) -> Notes:
+    """Exports images of 32 × 32 as CIFAR-10's binary version. Raises :class:`InputError` for other
+    sizes, more than 256 classes, several labels an image, and where a file would be empty."""
+    version, labels, classes = _VERSIONS[2], dataset.labels, dataset.classes
+    assert labels is not None
+    others = [i for i in range(len(dataset)) if dataset.images.size(i) != (SIDE, SIDE)]
+    if others:
+        height, width = dataset.images.size(others[0])
+        raise InputError(
+            f"{dataset.root}: {len(others):,} of {len(dataset):,} images are not {SIDE} × {SIDE} "
+            f"(the first is {dataset.images.key(others[0])}, {width} × {height}); CIFAR's files "
+            "hold no others. Use another format."
+        )
+    bad = [c for c in classes if not c.strip() or c != c.strip() or "\n" in c]
+    if labels.ndim > 1 or len(classes) > 256 or bad:
+        raise InputError(
+            f"{dataset.root}: CIFAR's files hold one label an image, of at most 256 classes with "
+            f"names of one line; here are {len(classes)} classes and "
+            f"{'several labels' if labels.ndim > 1 else 'one label'} an image. Use another format."
+        )
+    parts, notes = train_and_test(dataset)
+    counts = {split: len(parts.get(split, ())) for split in ("train", "test")}
+    if counts["train"] < len(version.train) or not counts["test"]:
+        raise InputError(
+            f"{dataset.root} has {counts['train']} images to train and {counts['test']} to test; "
+            f"CIFAR's files need at least {len(version.train)} and 1. Use another format."
+        )
+    shares = np.array_split(parts["train"], len(version.train))
+    for file, ids in zip((*version.train, version.test), (*shares, parts["test"]), strict=True):
+        with (folder / file).open("wb") as records:
+            for i in ids.tolist():
+                image, _ = dataset.images.load(i, None)
+                records.write(bytes([int(labels[i])]) + image.transpose(2, 0, 1).tobytes())
+    (folder / version.names[0]).write_text("".join(f"{c}\n" for c in classes), encoding="utf-8")
+    return notes
 
 
 def fake(folder: Path, kind: int = 0) -> Fake:

@@ -10,16 +10,18 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from vidi.data import export
 from vidi.data.dataset import SPLITS, Dataset, PathTable
 from vidi.data.formats import Fake
 from vidi.data.images import unreadable
 from vidi.errors import InputError
-from vidi.types import Array, Sample
+from vidi.types import Array, Notes, Sample
 
 EXTENSIONS = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm",
@@ -38,13 +40,19 @@ NEVER_CLASSES = frozenset({
     "images", "image", "img", "imgs", "jpegimages", "masks", "mask", "labels", "label",
     "annotations", "annotation", "imagesets", "segmentationclass", "segmentationobject",
     "segmentations", "groundtruth", "ground_truth", "gt", "boundaries", "edges", "contours",
-    "flow", "flows", "flow_occ", "flow_noc", "bboxes", "boxes", "instances",
+    "edge_maps", "edge_map", "flow", "flows", "flow_occ", "flow_noc", "bboxes", "boxes",
+    "instances",
 })  # fmt: skip
 
 _IGNORED = frozenset({
     "__MACOSX", "Thumbs.db", "thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN", "lost+found",
     "__pycache__",
 })  # fmt: skip
+
+_ANNOTATED = re.compile(r"(.+?)[-_]?(annots?|annotations?|labels?|masks?|gt)")
+
+_LOOKED_AT = 3
+"""Folders, and levels of them, that are looked into for files of flow."""
 
 MOST_WRAPPERS = 4
 """Folders in folders that are looked through; a link to the folder itself must end somewhere."""
@@ -55,6 +63,12 @@ TASK = "classification"
 def split_of(name: str) -> str | None:
     """train, val or test, if a folder (or a table's cell) of that name is one; train2017 too."""
     return SYNONYMS.get(re.sub(r"[-_]?(19|20)\d\d$", "", name.strip().lower()))
+
+
+def annotated_split(name: str) -> str | None:
+    """train, if a folder is called trainannot, train_labels or the like: CamVid's masks."""
+    match = _ANNOTATED.fullmatch(name.lower())
+    return None if match is None or split_of(match[1]) is None else match[1]
 
 
 def is_image(name: str) -> bool:
@@ -108,6 +122,52 @@ def read(source: str) -> Dataset:
         splits=splits,
         notes=notes,
     )
+
+
+def write(dataset: Dataset, folder: Path) -> Notes:
+    """Exports SPLIT/CLASS/NAME. Raises :class:`InputError` for an image that cannot be read, for
+    several labels an image, classes missing from a split, and names that no folder can have."""
+    labels, classes = dataset.labels, dataset.classes
+    assert labels is not None
+    if labels.ndim > 1:
+        raise InputError(
+            f"{dataset.root} has several labels an image, which a folder per class cannot hold. "
+            "Use --to table."
+        )
+    bad = [
+        name
+        for name in classes
+        if not re.fullmatch(r"[^./\\:\x00-\x1f][^/\\:\x00-\x1f]*", name)
+        or name.lower() in NEVER_CLASSES
+        or name in _IGNORED
+        or is_image(name)
+    ]
+    if bad:
+        raise InputError(
+            f"{dataset.root}: no folder of a class can be called {_some(bad)}. Use --to table, or "
+            "rename the classes."
+        )
+    used = np.unique(labels)
+    for split in dataset.splits:
+        absent = [classes[k] for k in used if not (dataset.split(split).labels == k).any()]
+        if absent:
+            raise InputError(
+                f"{dataset.root}: {split} has no image of {_some(absent)}, and a folder per class "
+                "needs the same classes in every split. Use --to table."
+            )
+    names = export.names(dataset)
+    for split, ids in dataset.splits.items():
+        for k in used:
+            (folder / split / classes[k]).mkdir(parents=True)
+        for i in map(int, ids):
+            export.save_image(dataset, i, folder / split / classes[int(labels[i])] / names[i])
+    unused = [name for k, name in enumerate(classes) if k not in used]
+    notes = []
+    if unused:
+        notes.append(f"{len(unused):,} classes have no image and are lost: {_some(unused)}.")
+    if list(classes) != sorted(classes):
+        notes.append("The order of the classes was lost: folders are sorted by name.")
+    return notes
 
 
 def fake(folder: Path) -> Fake:
@@ -173,8 +233,9 @@ def _split_layout(inside: str, wrapper: str, folders: list[str]) -> _Layout | No
         if split is None:
             continue
         path = os.path.join(inside, folder)
-        within = [f for f in _scan(path)[1] if f.lower() not in NEVER_CLASSES]
-        if not any(_holds_image(os.path.join(path, f)) for f in within):
+        below = _scan(path)[1]
+        within = [f for f in below if f.lower() not in NEVER_CLASSES]
+        if _is_flow(path, below) or not any(_holds_image(os.path.join(path, f)) for f in within):
             unlabelled.append(folder)
             continue
         if split in named:
@@ -200,11 +261,11 @@ def _split_layout(inside: str, wrapper: str, folders: list[str]) -> _Layout | No
 
 def _flat_layout(inside: str, wrapper: str, folders: list[str]) -> _Layout | None:
     """A folder per class, without splits."""
-    never = [f for f in folders if f.lower() in NEVER_CLASSES]
+    never = [f for f in folders if f.lower() in NEVER_CLASSES or annotated_split(f)]
     classes = [f for f in folders if f not in never]
     if all(split_of(f) for f in classes):  # so too if there are none
         return None
-    if any(_is_dataset(os.path.join(inside, f)) for f in classes):
+    if any(_is_dataset(os.path.join(inside, f)) for f in classes) or _is_flow(inside, folders):
         return None
     if not any(_holds_image(os.path.join(inside, f)) for f in classes):
         return None
@@ -223,6 +284,31 @@ def _is_dataset(folder: str) -> bool:
     """Whether a folder is a whole dataset of its own rather than a class."""
     within = _scan(folder)[1]
     return any(split_of(f) for f in within) or sum(f.lower() in NEVER_CLASSES for f in within) > 1
+
+
+def _is_flow(folder: str, folders: list[str]) -> bool:
+    """Whether a folder that holds these folders is a set of frames with flow (Sintel's, KITTI's,
+    Middlebury's, or one with .flo files), whose folders are no classes."""
+    names = {f.lower() for f in folders}
+    if names & {"flow_occ", "flow_noc", "image_0", "image_2", "colored_0", "other-gt-flow"}:
+        return True
+    if len(names & {"clean", "final", "flow"}) > 1:
+        return True
+    return any(_holds_flow(os.path.join(folder, f), _LOOKED_AT) for f in folders[:_LOOKED_AT])
+
+
+def _holds_flow(folder: str, depth: int) -> bool:
+    """Whether a .flo file lies directly in a folder, or in the first one that it holds."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in islice(entries, 1000)]
+    except OSError:  # reading it will say why
+        return False
+    if any(name.lower().endswith(".flo") for name in names):
+        return True
+    below = (os.path.join(folder, n) for n in names if not is_image(n) and n[0] != ".")
+    first = next(filter(os.path.isdir, below), None) if depth else None
+    return first is not None and _holds_flow(first, depth - 1)
 
 
 def _check_same_classes(source: str, layout: _Layout) -> None:

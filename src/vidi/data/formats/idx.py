@@ -11,15 +11,18 @@ import os
 import re
 import struct
 import zlib
+from collections import Counter
 from pathlib import Path
 
+import cv2
 import numpy as np
 
+from vidi.data.boxes import lost, some
 from vidi.data.dataset import ArrayImages, Dataset
 from vidi.data.formats import Fake
 from vidi.data.images import unreadable
 from vidi.errors import InputError
-from vidi.types import Array, Sample
+from vidi.types import Array, Notes, Sample
 
 _NAME = re.compile(r"(?:.*-)?(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(?:\.gz)?")
 _UBYTE = 0x08
@@ -73,6 +76,66 @@ def read(source: str) -> Dataset:
         splits=splits,
         notes=[f"{source} is in MNIST's format: {sniff(source)}."],
     )
+
+
+def write(dataset: Dataset, folder: Path) -> Notes:
+    """Exports grey images of one size. Raises :class:`InputError` for several sizes, more than 256
+    classes, and several labels an image."""
+    labels = dataset.labels
+    assert labels is not None
+    sizes = sorted({dataset.images.size(i) for i in range(len(dataset))})
+    if labels.ndim > 1 or len(dataset.classes) > 256 or len(sizes) != 1:
+        raise InputError(
+            f"{dataset.root}: MNIST's files hold images of one size, each in one of at most 256 "
+            f"classes; here are {len(sizes):,} sizes (the smallest is {sizes[0]}, the largest "
+            f"{sizes[-1]}), {len(dataset.classes)} classes, and "
+            f"{'several labels' if labels.ndim > 1 else 'one label'} an image. Use another format."
+        )
+    # EMNIST's letters count from 1: names that are numbers stay the labels that they were.
+    numbered = all(re.fullmatch(r"0|[1-9]\d{0,2}", c) and int(c) < 256 for c in dataset.classes)
+    values = [int(c) if numbered else k for k, c in enumerate(dataset.classes)]
+    parts, notes = train_and_test(dataset)
+    coloured = 0
+    for split, ids in parts.items():
+        prefix = "train" if split == "train" else "t10k"
+        pixels = np.zeros((len(ids), *sizes[0]), np.uint8)
+        for row, i in enumerate(ids.tolist()):
+            image, _ = dataset.images.load(i, None)
+            is_grey = bool((image == image[:, :, :1]).all())
+            coloured += not is_grey
+            pixels[row] = image[:, :, 0] if is_grey else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        which = np.array([values[k] for k in labels[ids].tolist()], np.uint8)
+        for kind, array in (("images-idx3", pixels), ("labels-idx1", which)):
+            header = struct.pack(f">BBBB{array.ndim}I", 0, 0, _UBYTE, array.ndim, *array.shape)
+            (folder / f"{prefix}-{kind}-ubyte").write_bytes(header + array.tobytes())
+    unused = [c for k, c in enumerate(dataset.classes) if not (labels == k).any()]
+    order = list(values) != sorted(values)
+    counts = Counter(
+        colour=coloured, names=0 if numbered else len(values), unused=len(unused), order=int(order)
+    )
+    return notes + lost(
+        counts,
+        {
+            "colour": "images lost their colours.",
+            "names": "names of classes were lost: a class is its number, from 0.",
+            "unused": f"classes have no image and are lost: {some(unused)}.",
+            "order": "order of classes was lost: they are in the order of their numbers.",
+        },
+    )
+
+
+def train_and_test(dataset: Dataset) -> tuple[dict[str, Array], Notes]:
+    """The samples of the two splits that MNIST's and CIFAR's files have, and what became of val."""
+    parts = {split: ids for split, ids in dataset.splits.items() if len(ids)}
+    val = parts.pop("val", None)
+    if val is None:
+        return parts, []
+    if "test" not in parts:
+        return {**parts, "test": val}, [f"The {len(val):,} images of val became those of test."]
+    train = np.concatenate([parts.get("train", val[:0]), val])
+    return {"train": train, "test": parts["test"]}, [
+        f"The {len(val):,} images of val went into train: there is no split of that name."
+    ]
 
 
 def fake(folder: Path) -> Fake:
