@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from vidi.errors import InputError, RunError
 
-VERBS = ("train", "eval", "predict", "list", "demo")
+VERBS = ("train", "eval", "predict", "doctor", "convert", "proposals", "list", "demo")
 """In the order in which one meets them. A verb is the module of that name beside this one."""
 
 ALIASES = {"val": "eval"}
@@ -71,7 +71,7 @@ def _help() -> str:
     ]
     for verb in VERBS:
         text = importlib.import_module(f"{__name__}.{verb}").__doc__ or ""
-        lines.append(f"  {verb:<9}{text.splitlines()[0]}")
+        lines.append(f"  {verb:<11}{text.splitlines()[0]}")
     lines += [
         "",
         "`vidi VERB --help` shows the verb's options. `vidi --version` shows the version.",

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from vidi import models, tasks
-from vidi.data import cache, check, splits
+from vidi.data import audit, cache, check, splits
 from vidi.data.dataset import Dataset
 from vidi.data.loader import Loader
 from vidi.data.survey import survey
@@ -152,6 +152,8 @@ def prepare(
         dataset = without(dataset, bad)
         many = "1 image is" if len(bad) == 1 else f"{len(bad):,} images are"
         notes.append(f"{many} left out, unreadable: {'; '.join(bad)}")
+    if saved is None:
+        notes += audit.warnings(dataset)
     train_ids = dataset.splits["train"]
 
     def train_mode(network: nn.Module) -> None:
