@@ -173,7 +173,7 @@ def _write(dataset: Dataset | None, found: Audit, told: Doctor) -> list[Path]:
             step = max(1, len(ids) // SHOWN)
             some = [int(i) for i in ids[::step][:SHOWN]]
             pictures += _sheet(
-                dataset, some, {}, folder / f"samples-{split}.png", f"{split}: {len(ids):,} samples"
+                dataset, some, {}, folder / f"samples-{split}.png", f"{split} ({len(ids):,})"
             )
         # Found by key, since a finding is text; only what is shown is looked for.
         wanted = {key for f in found.findings for key in _keys(f)}

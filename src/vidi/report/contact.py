@@ -41,7 +41,7 @@ def sheet(
     palette: Array | None = None,
     columns: int = 4,
 ) -> None:
-    """Write a sheet of samples with their labels drawn, each with its caption below.
+    """Write a sheet of at least one sample with their labels drawn, each with its caption below.
 
     ``palette``: uint8 [K, 3], the classes' colours; chosen where it is None.
     """
@@ -49,19 +49,24 @@ def sheet(
     tiles = [tile(sample, classes, colours) for sample in samples]
     columns = max(1, min(columns, len(tiles)))
     rows = -(-len(tiles) // columns)
-    shown = sorted(set().union(*(_classes_in(s) for s in samples))) if samples else []
+    shown = sorted(set().union(*(_classes_in(s) for s in samples)))
     shown = [k for k in shown if 0 <= k < len(classes)]
-    aspect = max((t.shape[0] / t.shape[1] for t in tiles), default=1.0)
+    aspects = [t.shape[0] / t.shape[1] for t in tiles]
+    # Each row is as high as its highest picture.
+    tall = [min(max(aspects[i : i + columns]), 1.6) for i in range(0, len(tiles), columns)]
     lines = max((_wrapped(c).count("\n") + 1 for c in captions), default=1)
     width = 2.9 if tiles and max(t.shape[1] for t in tiles) <= SIDE else 4.2
     below = 0.28 * (-(-min(len(shown), MOST_NAMED) // 6)) if shown else 0.0
-    height = rows * (width * min(aspect, 1.6) + 0.15 * lines + 0.06) + 0.3 + below
+    text = 0.15 * lines + 0.06
+    height = width * sum(tall) + rows * text + 0.3 + below
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(width * columns, height), layout="constrained")
         FigureCanvasAgg(figure)
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        ratios = [width * part + text for part in tall]
+        grid = figure.subplots(rows, columns, squeeze=False, height_ratios=ratios).ravel()
         for axes in grid:
             axes.set_axis_off()
+            axes.set_anchor("N")
         for axes, picture, caption in zip(grid[: len(tiles)], tiles, captions, strict=True):
             axes.imshow(picture, interpolation="nearest" if picture.shape[0] < 64 else None)
             axes.set_title(_wrapped(caption), fontsize=7, color="#333", fontweight="normal", y=0,

@@ -117,7 +117,7 @@ def near(seen: Seen, threads: int = 1) -> list[Finding]:
             across.setdefault(held, other)
         else:
             within.setdefault(b, a)
-        if seen.labels() is not None and not _same_label(seen, a, b):
+        if seen.dataset.labels is not None and not _same_label(seen, a, b):
             torn.setdefault(b, a)
     by_place = sorted  # rows come in the order of the data, not of likeness
     return [
@@ -292,20 +292,21 @@ def _aspects(seen: Seen, rows: Array) -> Array:
 
 
 def _same_label(seen: Seen, a: int, b: int) -> bool:
-    labels = seen.labels()
+    labels = seen.dataset.labels
     if labels is not None:
-        return bool((labels[a] == labels[b]).all())
+        return bool((labels[seen.ids[a]] == labels[seen.ids[b]]).all())
     return bool(seen.truth_digest[a] == seen.truth_digest[b])
 
 
 def _label(seen: Seen, row: int) -> str:
-    labels, names = seen.labels(), seen.dataset.classes
+    labels, names = seen.dataset.labels, seen.dataset.classes
     if labels is None:
         return ""
+    label = labels[seen.ids[row]]
     if labels.ndim == 2:
-        on = [names[k] for k in np.flatnonzero(labels[row])]
+        on = [names[k] for k in np.flatnonzero(label)]
         return f"is labelled {' + '.join(on) or 'none'}"
-    return f"is labelled {names[labels[row]]}"
+    return f"is labelled {names[label]}"
 
 
 def _place(seen: Seen, row: int) -> str:
