@@ -111,6 +111,20 @@ def test_images_without_a_mask_are_left_out_and_named(tmp_path: Path) -> None:
     assert "2 images have no mask and were left out: images/a.jpg; images/c.jpg." in found.notes
 
 
+def test_a_split_without_masks_is_left_out_and_named(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        picture(tmp_path / f"a/{split}/images/x.jpg")
+        picture(tmp_path / f"b/images/{split}/x.jpg")
+    put(tmp_path / "a/train/masks/x.png", NUMBERS)
+    put(tmp_path / "b/masks/train/x.png", NUMBERS)
+    found = masks.read(str(tmp_path / "a"))
+    assert list(found.splits) == ["train"]
+    assert "test has images and no folder of masks, and was left out." in found.notes
+    found = masks.read(str(tmp_path / "b"))
+    assert list(found.splits) == ["train"]
+    assert "images/test has no folder of masks and was left out." in found.notes
+
+
 def test_masks_without_an_image(tmp_path: Path) -> None:
     one(tmp_path, NUMBERS)
     for i in range(12):

@@ -148,7 +148,8 @@ def write(dataset: Dataset, folder: Path) -> Notes:
             "rename the classes."
         )
     used = np.unique(labels)
-    for split in dataset.splits:
+    parts = {split: ids for split, ids in dataset.splits.items() if len(ids)}
+    for split in parts:
         absent = [classes[k] for k in used if not (dataset.split(split).labels == k).any()]
         if absent:
             raise InputError(
@@ -156,7 +157,7 @@ def write(dataset: Dataset, folder: Path) -> Notes:
                 "needs the same classes in every split. Use --to table."
             )
     names = export.names(dataset)
-    for split, ids in dataset.splits.items():
+    for split, ids in parts.items():
         for k in used:
             (folder / split / classes[k]).mkdir(parents=True)
         for i in map(int, ids):
@@ -280,10 +281,12 @@ def _flat_layout(inside: str, wrapper: str, folders: list[str]) -> _Layout | Non
     return _Layout(reason, {"train": classes}, {"train": wrapper}, notes)
 
 
-def _is_dataset(folder: str) -> bool:
-    """Whether a folder is a whole dataset of its own rather than a class."""
+def _is_dataset(folder: str, depth: int = 2) -> bool:
+    """Whether a folder is a whole dataset of its own, or holds one, rather than a class."""
     within = _scan(folder)[1]
-    return any(split_of(f) for f in within) or sum(f.lower() in NEVER_CLASSES for f in within) > 1
+    if any(split_of(f) for f in within) or sum(f.lower() in NEVER_CLASSES for f in within) > 1:
+        return True
+    return depth > 0 and any(_is_dataset(os.path.join(folder, f), depth - 1) for f in within)
 
 
 def _is_flow(folder: str, folders: list[str]) -> bool:
@@ -293,6 +296,9 @@ def _is_flow(folder: str, folders: list[str]) -> bool:
     if names & {"flow_occ", "flow_noc", "image_0", "image_2", "colored_0", "other-gt-flow"}:
         return True
     if len(names & {"clean", "final", "flow"}) > 1:
+        return True
+    above, name = os.path.split(os.path.abspath(folder))
+    if name.lower() in ("clean", "final") and os.path.isdir(os.path.join(above, "flow")):
         return True
     return any(_holds_flow(os.path.join(folder, f), _LOOKED_AT) for f in folders[:_LOOKED_AT])
 

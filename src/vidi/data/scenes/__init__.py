@@ -26,6 +26,9 @@ FIELDS = (
     "edges", "segments",
 )  # fmt: skip
 """What a scene knows of itself: fields of :class:`vidi.types.Sample`."""
+SLIVER = 2
+"""An object of which less than this many pixels are seen either way has no box: nothing of it can
+be told."""
 HARDLY_SEEN = 0.2
 """A box is marked difficult if less than this share of its object's area is seen."""
 
@@ -50,7 +53,8 @@ def render(
     [3, 3], and the frames are then of the size ``output`` (else ``size``). What is drawn is the
     scene under the matrix, not its image warped; it goes on beyond its borders.
 
-    Boxes enclose what is seen of an object, tightly; one of which nothing is seen has none. In
+    Boxes enclose what is seen of an object, tightly; one of which no more than a sliver is seen
+    has none. In
     ``instances`` a higher number is nearer. ``mask``: a class's number + 1; 0 = background.
     ``label``: the class of which most is seen in one object; -1 if none is. ``occluded``: the
     point is hidden in the second frame by a nearer object, or out of it.
@@ -126,7 +130,11 @@ def _boxes(surfaces: list[Surface], instances: Array, scale: float) -> Boxes:
     """``scale``: pixels per unit of the scene, squared."""
     from scipy.ndimage import find_objects  # on use: what lists the formats need not wait
 
-    seen = [(k, s) for k, s in enumerate(find_objects(instances), 1) if s is not None]
+    seen = [
+        (k, s)
+        for k, s in enumerate(find_objects(instances), 1)
+        if s is not None and min(side.stop - side.start for side in s) >= SLIVER
+    ]
     counts = np.bincount(instances.ravel(), minlength=len(surfaces))
     ids = np.array([k for k, _ in seen], np.int64)
     whole = np.array(
