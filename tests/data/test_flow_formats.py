@@ -418,7 +418,7 @@ def test_one_pass_of_sintel(tmp_path: Path) -> None:
     for name in ("clean", "final"):
         source = tmp_path / "training" / name
         claims = [n for n in formats.names() if formats.find(n).sniff(str(source)) is not None]
-        assert "sintel" in claims
+        assert claims == ["sintel"]
         found = sintel.read(str(source))
         assert len(found) == 2
         assert found.images.key(0) == "alley_1/frame_0001.png"
@@ -467,6 +467,13 @@ def test_a_scene_without_frames(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "training/final/alley_1")
     with pytest.raises(InputError, match=r"training/flow/alley_1 \(no folder training/final"):
         open_data(tmp_path)
+
+
+def test_clean_may_be_a_class(tmp_path: Path) -> None:
+    for name in ("clean", "dirty"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "train" / name / "1.png"), np.zeros((6, 7, 3), np.uint8))
+    assert open_data(tmp_path, carve_val=False).classes == ("clean", "dirty")
 
 
 # --- KITTI ------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from vidi.data.flow_layout import (
 )
 from vidi.data.flowfiles import read_kitti, write_kitti
 from vidi.data.formats import Fake
-from vidi.data.voc_layout import by_stem, folders_in
+from vidi.data.voc_layout import by_stem, folders_in, names_in
 from vidi.errors import InputError
 from vidi.types import Notes, Sample
 
@@ -184,10 +184,10 @@ def _load(root: str, pair: Pair) -> Truths:
 
 
 def _is_part(folder: str) -> bool:
-    """Whether flow lies in it, by KITTI's names; stops at the first."""
+    """Whether flow lies in it, by KITTI's names."""
     named = folders_in(folder)
-    for truth in named.keys() & {"flow_occ", "flow_noc"}:
-        with os.scandir(os.path.join(folder, named[truth])) as entries:
-            if any(re.fullmatch(r"\d+_\d+\.png", entry.name) for entry in entries):
-                return True
-    return False
+    return any(
+        re.fullmatch(r"\d+_\d+\.png", name)
+        for truth in named.keys() & {"flow_occ", "flow_noc"}
+        for name in names_in(os.path.join(folder, named[truth]))
+    )

@@ -317,10 +317,12 @@ def _label(row: list[str], columns: _Columns, where: str) -> str | tuple[str, ..
 
 
 def _inside(path: str, folder: str, where: str) -> str:
-    """The path from the table's folder on; an absolute one may lie in it too."""
-    if os.path.isabs(path) and os.path.normpath(path).startswith(os.path.join(folder, "")):
-        path = os.path.relpath(path, folder)
-    return within(path, where)
+    """The path from the table's folder on. An absolute one may lie elsewhere: many keep their
+    tables apart from their images, and it says openly where it points."""
+    if not os.path.isabs(path):
+        return within(path, where)
+    inside = os.path.normpath(path).startswith(os.path.join(folder, ""))
+    return os.path.relpath(path, folder) if inside else path
 
 
 def _check_there(source: str, folder: str, found: dict[str, _Image]) -> None:
