@@ -90,19 +90,19 @@ def _opened(told: Convert, wanted: str) -> Dataset:
 
     Read without the checks of a training: what has one class, or no split train, converts too.
     """
-    from vidi.data.open import KIND, _read
+    from vidi.data.open import KIND, read_source
 
     try:
-        dataset = _read(told.data, told.task)
+        dataset = read_source(told.data, told.task)
     except InputError:
         # What can be read in two ways is settled by what is to be written.
         if told.task != "auto":
             raise
-        dataset = _read(told.data, wanted)
+        dataset = read_source(told.data, wanted)
     if told.task == "auto" and KIND.get(dataset.task, dataset.task) != wanted:
         # One set of files may serve two tasks.
         with contextlib.suppress(InputError):
-            dataset = _read(told.data, wanted)
+            dataset = read_source(told.data, wanted)
     task = KIND.get(dataset.task, dataset.task)
     if task != wanted:
         raise InputError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
 import re
 from array import array
@@ -177,20 +176,6 @@ def boxes_of(dataset: Dataset, i: int) -> tuple[Boxes, Array | None]:
     if not np.isfinite(boxes.xyxy).all():
         raise InputError(f"{dataset.images.key(i)}: a box's coordinates are not finite numbers.")
     return boxes, fields.get("instances")
-
-
-def stems(dataset: Dataset) -> list[str]:
-    """A file name without suffix per sample: its own where these differ, else the key with "_" for
-    "/", else its number."""
-    keys = [dataset.images.key(i) for i in range(len(dataset))]
-    own = [os.path.splitext(posixpath.basename(key))[0] for key in keys]
-    # Without regard to case: some file systems have none.
-    for names in (own, [os.path.splitext(key)[0].replace("/", "_") for key in keys]):
-        if len({name.lower() for name in names}) == len(names) and not any(
-            name.startswith(".") or name != name.strip() for name in names
-        ):
-            return names
-    return [f"{i:06d}" for i in range(len(keys))]
 
 
 def lost(counts: Counter[str], total: dict[str, str]) -> Notes:

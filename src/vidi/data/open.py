@@ -54,7 +54,7 @@ def open_data(
     Raises :class:`InputError` where nothing readable is found, for less than two classes, classes
     that differ between the splits, and a class too small to be shared out.
     """
-    dataset = _read(source, task)
+    dataset = read_source(source, task)
     # Who asks for classification may have several classes per image.
     if task not in ("auto", dataset.task, KIND.get(dataset.task)):
         raise InputError(_other_task(dataset.root, {dataset.format: dataset.task}, task))
@@ -117,7 +117,8 @@ class _Given(ObjectImages):
         return f"image {i}"
 
 
-def _read(source: Any, task: str = "auto") -> Dataset:
+def read_source(source: Any, task: str = "auto") -> Dataset:
+    """What ``source`` holds and nothing more: no validation split is carved, no class checked."""
     if isinstance(source, Dataset):
         return source
     if isinstance(source, str | Path):
@@ -302,7 +303,7 @@ def _joined(sources: Mapping[Any, Any]) -> Dataset:
             "test if you have them."
         )
     parts = {
-        name: _read(sources[name])
+        name: read_source(sources[name])
         if isinstance(sources[name], str | Path | Dataset)
         else _read_object(sources[name], name)
         for name in SPLITS

@@ -14,7 +14,7 @@ from vidi.data.audit import boxes, classes, duplicates, edges, images, masks, mo
 from vidi.data.audit.finding import SEVERITIES, Audit, Finding, Severity, in_order
 from vidi.data.audit.looks import Seen, labels_only, look_at_all
 from vidi.data.dataset import Dataset
-from vidi.data.open import _read, open_data
+from vidi.data.open import open_data, read_source
 from vidi.errors import InputError
 from vidi.types import Array, Notes
 
@@ -98,7 +98,7 @@ def opened(source: Any, task: str = "auto") -> tuple[Dataset | None, list[Findin
         refused = str(error)
     try:
         # Again, without the look at the classes, which is all that may be left.
-        return _read(source, task), [_refusal("data-refused", refused)]
+        return read_source(source, task), [_refusal("data-refused", refused)]
     except InputError:
         return None, [_refusal("data-unreadable", refused)]
 

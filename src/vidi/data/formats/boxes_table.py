@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from vidi.data import export
 from vidi.data.boxes import (
     BoxRows,
     area_notes,
@@ -26,11 +27,9 @@ from vidi.data.boxes import (
     number,
     plain,
     some,
-    stems,
     within,
 )
 from vidi.data.dataset import SPLITS, Dataset, PathTable
-from vidi.data.export import save_image
 from vidi.data.formats import Fake
 from vidi.data.formats.folders import split_of
 from vidi.data.formats.table import (
@@ -147,7 +146,7 @@ def write(dataset: Dataset, folder: Path) -> Notes:
     """Exports boxes into boxes.csv, images into a folder per split. Raises :class:`InputError` for
     an image that cannot be read."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = stems(dataset)
+    names = export.names(dataset)
     used: set[int] = set()
     counts: Counter[str] = Counter()
     with (folder / "boxes.csv").open("w", encoding="utf-8", newline="") as file:
@@ -156,7 +155,9 @@ def write(dataset: Dataset, folder: Path) -> Notes:
         for split, ids in dataset.splits.items():
             (folder / split).mkdir(exist_ok=True)
             for i in map(int, ids):
-                name = os.path.basename(save_image(dataset, i, str(folder / split / names[i])))
+                name = os.path.basename(
+                    export.save_image(dataset, i, str(folder / split / names[i]))
+                )
                 path = f"{split}/{name}"
                 boxes, instances = boxes_of(dataset, i)
                 counts["instances"] += instances is not None

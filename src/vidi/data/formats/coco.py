@@ -20,10 +20,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vidi.data.boxes import area_notes, boxes_of, decimals, lost, some, stems
+from vidi.data import export
+from vidi.data.boxes import area_notes, boxes_of, decimals, lost, some
 from vidi.data.coco_layout import Found, find_layout, painted, read_all
 from vidi.data.dataset import Dataset
-from vidi.data.export import save_image
 from vidi.data.formats import Fake
 from vidi.data.rle import of_mask, to_string
 from vidi.data.truth import BoxTable
@@ -122,14 +122,14 @@ def write(dataset: Dataset, folder: Path) -> Notes:
     """Exports boxes, and masks of objects as run lengths; difficult as ``ignore``. Raises
     :class:`InputError` for an image that cannot be read."""
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
-    names = stems(dataset)
+    names = export.names(dataset)
     counts: Counter[str] = Counter()
     for split, ids in dataset.splits.items():
         (folder / split).mkdir(exist_ok=True)
         images: list[dict[str, Any]] = []
         objects: list[dict[str, Any]] = []
         for i in map(int, ids):
-            file = os.path.basename(save_image(dataset, i, str(folder / split / names[i])))
+            file = os.path.basename(export.save_image(dataset, i, str(folder / split / names[i])))
             boxes, instances = boxes_of(dataset, i)
             images.append(image_entry(i, file, dataset.images.size(i)))
             rows = zip(decimals(boxes.xyxy), boxes.labels, strict=True)

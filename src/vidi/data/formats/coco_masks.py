@@ -18,10 +18,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vidi.data.boxes import lost, some, stems
+from vidi.data import export
+from vidi.data.boxes import lost, some
 from vidi.data.coco_layout import Found, find_layout, painted, read_all
 from vidi.data.dataset import Dataset
-from vidi.data.export import save_image
 from vidi.data.formats import Fake
 from vidi.data.formats.coco import image_entry, run_lengths, write_json
 from vidi.errors import InputError
@@ -116,7 +116,7 @@ def write(dataset: Dataset, folder: Path) -> Notes:
     """Exports masks as run lengths: an object per instance, or per class where there are none; what
     is ignored as a crowd. Raises :class:`InputError` for an image that cannot be read."""
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
-    names = stems(dataset)
+    names = export.names(dataset)
     added = dataset.classes[0].lower().strip("_") != BACKGROUND
     categories = {k + added: c for k, c in enumerate(dataset.classes) if k + added}
     counts = Counter(added=int(added), colours=int(dataset.palette is not None))
@@ -125,7 +125,7 @@ def write(dataset: Dataset, folder: Path) -> Notes:
         images: list[dict[str, Any]] = []
         objects: list[dict[str, Any]] = []
         for i in map(int, ids):
-            file = os.path.basename(save_image(dataset, i, str(folder / split / names[i])))
+            file = os.path.basename(export.save_image(dataset, i, str(folder / split / names[i])))
             fields = dataset.annotations(i)
             images.append(image_entry(i, file, dataset.images.size(i)))
             instances = fields.get("instances")

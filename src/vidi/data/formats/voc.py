@@ -19,6 +19,7 @@ from xml.sax.saxutils import escape
 import cv2
 import numpy as np
 
+from vidi.data import export
 from vidi.data.boxes import (
     BoxRows,
     SizedImages,
@@ -29,11 +30,9 @@ from vidi.data.boxes import (
     plain,
     some,
     sorted_classes,
-    stems,
     within,
 )
 from vidi.data.dataset import SPLITS, Dataset, PathTable
-from vidi.data.export import save_image
 from vidi.data.formats import Fake
 from vidi.data.formats.folders import is_image, split_of
 from vidi.data.voc_layout import (
@@ -138,11 +137,11 @@ def write(dataset: Dataset, folder: Path) -> Notes:
     be read."""
     for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    names = stems(dataset)
+    names = export.names(dataset)
     used: set[int] = set()
     counts: Counter[str] = Counter()
     for i, stem in enumerate(names):
-        file = os.path.basename(save_image(dataset, i, str(folder / "JPEGImages" / stem)))
+        file = os.path.basename(export.save_image(dataset, i, str(folder / "JPEGImages" / stem)))
         boxes, instances = boxes_of(dataset, i)
         height, width = dataset.images.size(i)
         (folder / "Annotations" / f"{stem}.xml").write_text(

@@ -19,9 +19,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vidi.data.boxes import SizedImages, lost, some, stems
+from vidi.data import export
+from vidi.data.boxes import SizedImages, lost, some
 from vidi.data.dataset import SPLITS, Dataset, FileImages, PathTable
-from vidi.data.export import save_image
 from vidi.data.formats import Fake
 from vidi.data.images import MAX_MEGAPIXELS, check_header, read_header
 from vidi.data.images import read as read_bytes
@@ -182,13 +182,13 @@ def write(dataset: Dataset, folder: Path) -> Notes:
         )
     for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    names = stems(dataset)
+    names = export.names(dataset)
     colours = palette(256)
     if dataset.palette is not None:
         colours[: len(dataset.palette)] = dataset.palette
     counts: Counter[str] = Counter()
     for i, stem in enumerate(names):
-        save_image(dataset, i, str(folder / "JPEGImages" / stem))
+        export.save_image(dataset, i, str(folder / "JPEGImages" / stem))
         fields = dataset.annotations(i)
         mask = fields["mask"].astype(np.uint8)
         _save(mask, colours, folder / "SegmentationClass" / f"{stem}.png")

@@ -18,9 +18,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vidi.data.boxes import BoxRows, boxes_of, lost, no_area, some, stems
+from vidi.data import export
+from vidi.data.boxes import BoxRows, boxes_of, lost, no_area, some
 from vidi.data.dataset import Dataset, FileImages, PathTable
-from vidi.data.export import save_image
 from vidi.data.formats import Fake
 from vidi.data.truth import BoxTable
 from vidi.data.yolo_layout import (
@@ -144,13 +144,13 @@ class _Shares:
 def write(dataset: Dataset, folder: Path) -> Notes:
     """Exports boxes; crowds are left out. Raises :class:`InputError` for an image that cannot be
     read."""
-    names = stems(dataset)
+    names = export.names(dataset)
     counts: Counter[str] = Counter()
     for split, ids in dataset.splits.items():
         for part in ("images", "labels"):
             (folder / part / split).mkdir(parents=True, exist_ok=True)
         for i in map(int, ids):
-            save_image(dataset, i, str(folder / "images" / split / names[i]))
+            export.save_image(dataset, i, str(folder / "images" / split / names[i]))
             boxes, instances = boxes_of(dataset, i)
             height, width = dataset.images.size(i)
             counts["instances"] += instances is not None
