@@ -40,7 +40,7 @@ class Proposals:
     data: Annotated[Positional[str], arg(metavar="DATA")]
     """Data with boxes: what `vidi train` takes for detection."""
     method: Literal["selective-fast", "selective-quality", "edge-boxes"] = "selective-fast"
-    """Selective search as in R-CNN, or with ten times the work; EdgeBoxes on image gradients."""
+    """Selective search as in R-CNN, or in more colour spaces; EdgeBoxes on image gradients."""
     count: int = 2000
     """Proposals per image, at most."""
     split: Annotated[str | None, arg(metavar="NAME")] = None
@@ -179,7 +179,7 @@ def _print(
         named = [[name, f"{by_class[name].boxes:,}", *_cells(by_class[name], -1)] for name in most]
         _table(["class", "boxes", *heads, "average"], named)
     seconds = result["seconds_per_image"]
-    took = "" if seconds is None else f" {seconds:.2f} s an image in one thread;"
+    took = "" if seconds is None else f" {seconds:.2f} s of a processor an image;"
     new = f"{result['computed']:,} of {result['samples']:,} computed now, the others were kept."
     print(f"{told.method}:{took} {new}")
     print("The lecture (selective search, quality, VOC 2007): 10,000 proposals reach recall 0.991")

@@ -25,7 +25,7 @@ from vidi.types import Array, Notes
 
 _HEADER = struct.Struct("<4sIIIIIIf")
 """Magic; CRC-32 of all that follows it; number of boxes; height and width of the image; height and
-width that it was shrunk to; seconds of computing."""
+width that it was brought to; seconds of computing."""
 _MAGIC = b"vpr1"
 
 
@@ -34,7 +34,8 @@ class Computed:
     """One image's proposals, as the method gave them.
 
     ``boxes``: int16 [P, 4], xyxy in the pixels of the image at ``worked`` (height, width).
-    ``size``: height and width at full size. ``seconds``: what the method took.
+    ``size``: height and width at full size. ``seconds``: what the method took of a
+    processor.
     """
 
     boxes: Array

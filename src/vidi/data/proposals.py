@@ -60,8 +60,9 @@ class EdgeMap:
 @dataclass(frozen=True)
 class Found:
     """Proposals of some samples. ``boxes``: float32 [P, 4] each, xyxy in pixels of the full image,
-    the best first. ``seconds``: float64 [N], what each took when it was computed. ``computed``: how
-    many were not in the cache. ``notes``: what could not be kept."""
+    the best first. ``seconds``: float64 [N], what each took of a processor when it was computed
+    (that thread's alone). ``computed``: how many were not in the cache. ``notes``: what could not
+    be kept."""
 
     boxes: list[Array]
     seconds: Array
@@ -186,7 +187,7 @@ def _computed(
         return found, False
     if image is None:
         image = dataset.images.load(i, None)[0]
-    start = time.perf_counter()
+    start = time.thread_time()
     size = (int(image.shape[0]), int(image.shape[1]))
     worked = working_size(size)
     pixels = _resized(image, worked)
@@ -194,7 +195,7 @@ def _computed(
         boxes = edge_boxes(pixels, edges)
     else:
         boxes = selective_search(pixels, quality=method == "selective-quality")
-    computed = Computed(boxes, size, worked, time.perf_counter() - start)
+    computed = Computed(boxes, size, worked, time.thread_time() - start)
     files.put(identity, computed)
     return computed, True
 
@@ -229,7 +230,7 @@ def ranks(n: int, key: str, seed: int) -> Array:
     (section 3.3: a random number times the place in the hierarchy), but from the seed and the
     sample's key. OpenCV does not say the place in the hierarchy; the place by area stands for it,
     since a region contains those that it was merged from. Its square root, because it finds more
-    with the first hundreds of boxes than the place itself, or none (bccd, coco-mini).
+    with the first 200 boxes than the place itself does (docs/proposals.md).
     """
     sample = int.from_bytes(hashlib.blake2b(key.encode(errors="surrogateescape")).digest()[:7])
     drawn = draws.uniform(seed, 0, np.array([sample], np.int64), "proposals", n)[0]

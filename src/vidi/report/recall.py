@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,12 +19,14 @@ SECONDS = 17
 """What they took per image there."""
 SHOWN = (0.5, 0.7, 0.9)
 """IoU of the lines against the number of proposals."""
+BELOW: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncol": 2, "fontsize": 8}
+"""Where no line can lie under the legend."""
 
 
 def draw(found: Recall, path: Path, *, title: str = "") -> None:
     """Write both panels as a PNG; without any box, empty ones."""
     with matplotlib.rc_context({**STYLE, "lines.markersize": 3.5}):
-        figure, (overlap, number) = _figure(10, 3.9, 2)
+        figure, (overlap, number) = _figure(10, 4.7, 2)
         colours = (GREY, GREEN, ORANGE, BLUE)
         lines = _some_counts(found.counts)
         for c, colour in zip(lines, colours[-len(lines) :], strict=True):
@@ -31,7 +34,7 @@ def draw(found: Recall, path: Path, *, title: str = "") -> None:
             overlap.plot(found.thresholds, found.table[c], "o-", color=colour, label=label)
         overlap.set(title="recall against IoU", xlabel="IoU at least", ylabel="recall")
         overlap.set_ylim(0, 1.02)
-        overlap.legend(loc="best", fontsize=8)
+        overlap.legend(**BELOW)
 
         for threshold, colour in zip(SHOWN, (BLUE, ORANGE, GREEN), strict=True):
             near = int(np.argmin(np.abs(np.asarray(found.thresholds) - threshold)))
@@ -48,7 +51,7 @@ def draw(found: Recall, path: Path, *, title: str = "") -> None:
         number.set_xscale("log")
         number.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         number.set_ylim(0, 1.02)
-        number.legend(loc="best", fontsize=8)
+        number.legend(**BELOW)
         if title:
             figure.suptitle(title, fontsize=10, fontweight="bold")
         _save(figure, path)
