@@ -17,7 +17,7 @@ from torch import nn
 
 from vidi import recipe as recipes
 from vidi.data.dataset import Dataset
-from vidi.data.open import from_images, open_data
+from vidi.data.open import KIND, from_images, open_data
 from vidi.engine import checkpoint, device, distributed
 from vidi.engine.evaluate import Compute, evaluate, predictions
 from vidi.engine.prepare import (
@@ -334,7 +334,7 @@ def load(run: str | Path, *, device: str = "auto", network: Any = None) -> Model
     where = devices.choose(device)
     channels_last = bool(recipe.channels_last)
     network = devices.layout(network.to(where), channels_last).eval()
-    precision = recipe.precision if recipe.precision == "fp32" else devices.best_precision(where)
+    precision = recipe.precision if devices.computes(where, recipe.precision) else "fp32"
     return Model(
         path,
         description,
@@ -384,6 +384,8 @@ def _resumed(saved: Recipe, changes: Mapping[str, Any], given: Recipe | None) ->
     ):
         if new == old or (new == "auto" and name != "device"):
             continue
+        if name == "task" and KIND.get(old) == new:
+            continue  # multi-label data was asked for by the name of its kind
         if free:
             out[name] = new
         else:

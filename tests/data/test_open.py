@@ -389,3 +389,28 @@ def test_a_dataset_prints_what_it_is(tmp_path: Path) -> None:
     assert lines[-2].startswith("2 classes; images: train ")
     assert lines[-1] == "classes: a, b"
     assert repr(found).startswith(f"<classification dataset {tmp_path} (folders): train ")
+
+
+def several(tmp_path: Path, name: str, columns: str) -> Path:
+    """A table with a 0/1 column per class, of two images."""
+    tree(tmp_path, "p", n=2)
+    ones = ",".join("1" for _ in columns.split(","))
+    zeros = ones.replace("1", "0", 1)
+    file = tmp_path / name
+    file.write_text(f"path,{columns}\np/00.png,{ones}\np/01.png,{zeros}\n")
+    return file
+
+
+def test_several_labels_follow_a_runs_classes(tmp_path: Path) -> None:
+    file = several(tmp_path, "t.csv", "b,a")
+    found = open_data(file, task="multilabel", classes=("a", "b", "c"), carve_val=False)
+    assert found.labels is not None
+    assert found.labels.tolist() == [[True, True, False], [True, False, False]]
+    assert open_data(file, task="classification").task == "multilabel"
+    sentence = refused(file, task="classification", classes=("a", "b"), carve_val=False)
+    assert "multilabel (table), not for classification" in sentence
+
+
+def test_splits_of_different_kinds_are_not_joined() -> None:
+    data = {"train": [(picture(), [1, 0]), (picture(), [0, 1])], "val": [(picture(), 0)] * 2}
+    assert "train for multilabel, val for classification" in refused(data)

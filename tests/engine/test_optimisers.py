@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from vidi.engine import muon, optimisers
-from vidi.recipe import Optimiser
+import vidi
+from vidi import recipe as recipes
+from vidi.engine import defaults, muon, optimisers
+from vidi.recipe import Optimiser, Recipe
 
 
 def settled(**changes: object) -> Optimiser:
@@ -130,3 +132,17 @@ def test_muon_is_pytorchs_on_a_matrix_and_sgd_elsewhere() -> None:
         assert torch.allclose(p, q, atol=1e-6)
     # PyTorch's iterates in bf16.
     assert torch.allclose(model[0].weight, twin[0].weight, atol=0.01)
+
+
+def test_a_rate_that_is_given_is_sgds() -> None:
+    """Muon is the default of small networks; whose rate or momentum is given trains as ever."""
+    model = vidi.models.resnet20()
+    recipe = recipes.replace(Recipe(), {"image_size": 32, "batch_size": 64})
+    for change, name in (({}, "muon"), ({"lr": 0.1}, "sgd"), ({"optimiser.momentum": 0.8}, "sgd")):
+        wanted = recipes.replace(recipe, change)
+        found, _ = defaults.for_model(wanted, model, 4e7, 1000, torch.device("cpu"))
+        assert found.optimiser.name == name
+    tuned = recipes.replace(recipe, {"weights": "imagenet"})
+    assert (
+        defaults.for_model(tuned, model, 4e7, 1000, torch.device("cpu"))[0].optimiser.name == "sgd"
+    )

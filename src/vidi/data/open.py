@@ -55,8 +55,9 @@ def open_data(
     that differ between the splits, and a class too small to be shared out.
     """
     dataset = read_source(source, task)
-    # Who asks for classification may have several classes per image.
-    if task not in ("auto", dataset.task, KIND.get(dataset.task)):
+    # Who asks for classification may have several classes per image; a run is of one kind.
+    kinds = {"auto", dataset.task} | ({KIND.get(dataset.task)} if classes is None else set())
+    if task not in kinds:
         raise InputError(_other_task(dataset.root, {dataset.format: dataset.task}, task))
     for images in _all_images(dataset):
         images.max_megapixels = max_megapixels
@@ -124,7 +125,7 @@ def read_source(source: Any, task: str = "auto") -> Dataset:
     if isinstance(source, str | Path):
         return _read_path(source, task)
     if isinstance(source, Mapping):
-        return _joined(source)
+        return _joined(source, task)
     if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
         return _read_object(source, "sample")
     raise InputError(
@@ -294,7 +295,7 @@ def _given_targets(source: Any, n: int) -> list[int] | None:
     return [int(x) for x in numbers]
 
 
-def _joined(sources: Mapping[Any, Any]) -> Dataset:
+def _joined(sources: Mapping[Any, Any], task: str) -> Dataset:
     """Several sources, one per split."""
     unknown = [name for name in sources if name not in SPLITS]
     if unknown or "train" not in sources:
@@ -303,7 +304,7 @@ def _joined(sources: Mapping[Any, Any]) -> Dataset:
             "test if you have them."
         )
     parts = {
-        name: read_source(sources[name])
+        name: read_source(sources[name], task)
         if isinstance(sources[name], str | Path | Dataset)
         else _read_object(sources[name], name)
         for name in SPLITS
@@ -314,6 +315,13 @@ def _joined(sources: Mapping[Any, Any]) -> Dataset:
         raise InputError(
             f"What was given for {', '.join(split_already)} is itself divided into splits; give "
             "data without them."
+        )
+    tasks = {name: part.task for name, part in parts.items()}
+    if len(set(tasks.values())) > 1 or any(part.labels is None for part in parts.values()):
+        held = ", ".join(f"{name} for {task}" for name, task in tasks.items())
+        raise InputError(
+            f"The data given by splits is {held}. Splits that are given one by one must be for one "
+            "kind of classification; for other tasks name one source that holds them all."
         )
     # Numbered classes go up to the highest label seen anywhere.
     classes = max((part.classes for part in parts.values()), key=len)
@@ -345,7 +353,7 @@ def _renumbered(dataset: Dataset, classes: tuple[str, ...]) -> Array:
     labels = dataset.labels
     if dataset.classes == classes and labels is not None:
         return labels
-    if labels is None or labels.ndim > 1:
+    if labels is None:
         raise InputError(
             f"{dataset.root} has the classes {_some(dataset.classes)}, and {_some(classes)} are "
             f"expected, in this order. For {dataset.task} they must be the same."
@@ -358,6 +366,10 @@ def _renumbered(dataset: Dataset, classes: tuple[str, ...]) -> Array:
             f"{len(classes)} expected: {_some(classes)}."
         )
     table = np.array([number[name] for name in dataset.classes], np.int64)
+    if labels.ndim > 1:
+        out = np.zeros((len(labels), len(classes)), bool)
+        out[:, table] = labels
+        return out
     return np.asarray(table[labels])
 
 

@@ -134,7 +134,10 @@ def for_model(
         # A step is a forward pass, and twice that backward.
         orthogonal = muon.work(optimisers.matrices(model).values())
         cheap = orthogonal <= MUON_SHARE * 3 * macs * recipe.batch_size
-        name = "muon" if small and normed and not tuned and cheap else "sgd"
+        # Who gives a rate or a momentum means those of SGD, whose scale everybody knows.
+        given = (recipe.lr, optimiser.momentum, optimiser.nesterov, optimiser.weight_decay)
+        free = all(value == "auto" for value in given)
+        name = "muon" if small and normed and not tuned and cheap and free else "sgd"
         if name == "muon":
             notes.append("optimiser: muon (a small network from scratch learns faster by it)")
     momentum = optimiser.momentum

@@ -53,6 +53,17 @@ def best_precision(device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
     return "fp32"
 
 
+def computes(device: torch.device, precision: str) -> bool:
+    """Whether autocast to ``precision`` works there; a run's precision is kept where it does, so
+    that its figures can be repeated."""
+    if device.type == "cpu" and precision == "bf16":
+        # By the flags: slower than fp32 here or there, but the same figures each time.
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    if device.type == "cuda" and precision == "bf16":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == "fp32" or device.type == "cuda"
+
+
 @functools.cache
 def _bf16_gain() -> float:
     """How many times faster this CPU convolves in bf16 than in fp32; takes a tenth of a second.
@@ -60,7 +71,8 @@ def _bf16_gain() -> float:
     Measured, since flags do not tell: some processors that list bf16 instructions are faster in
     fp32 for all that, and where there are none oneDNN emulates them, slower.
     """
-    image, weight = torch.randn(8, 64, 32, 32), torch.randn(64, 64, 3, 3)
+    # No random numbers: the caller's generator stays where it is.
+    image, weight = torch.ones(8, 64, 32, 32), torch.ones(64, 64, 3, 3)
 
     def seconds(dtype: torch.dtype) -> float:
         x = image.to(dtype, memory_format=torch.channels_last)

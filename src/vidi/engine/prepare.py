@@ -105,6 +105,8 @@ def prepare(
         recipe, said = defaults.for_data(
             dataclasses.replace(recipe, task=dataset.task), look, len(train_ids), where, size
         )
+        # What was measured (bf16 or fp32) must be the same in every process.
+        recipe = distributed.from_writer(recipe)
         notes += said
         normalisation = weights_look.normalisation if weights_look else look.normalisation
     else:
