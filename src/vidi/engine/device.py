@@ -60,7 +60,7 @@ def computes(device: torch.device, precision: str) -> bool:
         # By the flags: slower than fp32 here or there, but the same figures each time.
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     if device.type == "cuda" and precision == "bf16":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return precision == "fp32" or device.type == "cuda"
 
 
