@@ -330,3 +330,8 @@ def test_a_damaged_newest_state_does_not_push_out_good_ones(tmp_path: Path) -> N
     assert again.steps == 20
     steps = sorted(f.name for f in (tmp_path / "run" / "last").glob("*.json"))
     assert len(steps) == 2 and all(not f.name.endswith(".part") for f in tmp_path.iterdir())
+
+
+def test_a_setting_for_pairs_is_refused_for_single_images(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is for pairs of frames"):
+        vidi.train("digits", run=tmp_path / "run", epochs=1, augmentation={"pair_jitter": 0.1})

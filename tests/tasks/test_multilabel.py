@@ -82,6 +82,26 @@ def test_loss_in_closed_form_and_in_parts() -> None:
     assert float(task.weights(made)["binary_cross_entropy"]) == 5
 
 
+@torch.no_grad()
+def test_mixed_images_have_mixed_targets() -> None:
+    """The loss is linear in the target: each part's loss, at its share."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    task, mixed, own, other = Task(classes=CLASSES), batch(), batch(), batch()
+    partner = 1 - own.targets["label"]
+    share = torch.tensor([0.3, 1.0, 0.5, 0.9, 0.2, 0.7])
+    mixed.targets |= {"mix:label": partner, "mix_lambda": share}
+    parts = []
+    for part, weight in ((own, share), (other, 1 - share)):
+        part.targets["label"] = own.targets["label"] if part is own else partner
+        for i, w in enumerate(weight.tolist()):
+            part.targets["valid"] = torch.arange(6) == i
+            alone = task.losses(model, part)["binary_cross_entropy"]
+            parts.append(w * float(alone) * float(mixed.targets["valid"][i]))
+    found = task.losses(model, mixed)["binary_cross_entropy"]
+    assert float(found) == pytest.approx(sum(parts), rel=1e-5)
+
+
 class Signs:
     """A dot, a bar and a frame, each there or not."""
 

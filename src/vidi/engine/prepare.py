@@ -83,6 +83,11 @@ def prepare(
             f"--data.balance {recipe.data.balance} is for data with one class per image; "
             f"{dataset.root} is data for {dataset.task}. Leave it at none."
         )
+    if recipe.augmentation.pair_jitter and dataset.images2 is None:
+        raise InputError(
+            "--augmentation.pair-jitter is for pairs of frames, and "
+            f"{dataset.root} has single images. Leave it out."
+        )
     if saved is not None and saved.data["loss"] != address(loss):
         raise InputError(
             f"This run was begun with the loss {saved.data['loss'] or 'cross-entropy'}, and is to "
