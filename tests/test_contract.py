@@ -14,23 +14,37 @@ from vidi.recipe import Recipe, check
 from vidi.types import Batch
 
 CLASSES = tuple("abcdefg")
-SMALL = {"perceptron": 28, "mlp": 28, "resnet20": 16, "plain20": 16, "resnet18": 32, "vgg11": 32}
+SMALL = {
+    "perceptron": 28,
+    "mlp": 28,
+    "resnet20": 16,
+    "plain20": 16,
+    "resnet18": 32,
+    "vgg11": 32,
+    "fcn_small": 33,
+    "fcn_resnet18": 40,
+}
 """Run for real, at this size; all networks are run on the meta device, at their own."""
 
 
-def batch(image: torch.Tensor) -> Batch:
-    n = len(image)
+def batch(image: torch.Tensor, task: str) -> Batch:
+    n, _, height, width = image.shape
     label = torch.arange(n, device=image.device) % len(CLASSES)
+    if task == "segmentation":
+        # Every class and pixels to ignore, in a pattern that differs from image to image.
+        pixels = torch.arange(height * width, device=image.device).view(height, width)
+        mask = (pixels + label.view(-1, 1, 1)) % (len(CLASSES) + 1)
+        truth = {"mask": torch.where(mask == len(CLASSES), 255, mask).to(torch.uint8)}
+    else:
+        truth = {"label": label}
+    valid = torch.ones(n, dtype=torch.bool, device=image.device)
     return Batch(
         inputs={"image": image},
-        targets={
-            "label": label,
-            "valid": torch.ones(n, dtype=torch.bool, device=image.device),
-        },
+        targets={**truth, "valid": valid},
         keys=[str(i) for i in range(n)],
         ids=np.arange(n),
         matrices=np.zeros((n, 3, 3)),
-        sizes=np.zeros((n, 2)),
+        sizes=np.tile([height, width], (n, 1)),
         valid=np.ones(n, bool),
     )
 
@@ -41,26 +55,33 @@ def build(name: str, image_size: int) -> Any:
     return builder(num_classes=len(CLASSES), **sized)
 
 
+def task_of(network: Any) -> tuple[str, Any]:
+    name = getattr(network, "task", "classification")
+    return name, tasks.find(name).Task(classes=CLASSES)
+
+
 @pytest.mark.parametrize("name", models.names())
 def test_a_gradient_reaches_every_parameter(name: str) -> None:
     """On the meta device, where the largest network takes no memory and no time."""
     with torch.device("meta"):
         network = build(name, 28).train()
         size = getattr(network, "image_size", 28)
-        made = batch(torch.empty(2, 3, size, size))
-    task = tasks.find("classification").Task(classes=CLASSES)
+        kind, task = task_of(network)
+        made = batch(torch.empty(2, 3, size, size), kind)
     loss = task.losses(network, made)["cross_entropy"] / task.weights(made)["cross_entropy"]
     loss.backward()
-    without = [k for k, p in network.named_parameters() if p.grad is None]
+    without = [k for k, p in network.named_parameters() if p.grad is None and p.requires_grad]
     assert without == []
+    fixed = [k for k, p in network.named_parameters() if not p.requires_grad]
+    assert all(k.startswith("upscore") for k in fixed), "only FCN's last upsampling is not learned"
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_loss_is_finite_and_near_log_k(name: str) -> None:
     torch.manual_seed(0)
     network = build(name, SMALL[name]).train()
-    made = batch(torch.randn(14, 3, SMALL[name], SMALL[name]))
-    task = tasks.find("classification").Task(classes=CLASSES)
+    kind, task = task_of(network)
+    made = batch(torch.randn(14, 3, SMALL[name], SMALL[name]), kind)
     loss = task.losses(network, made)["cross_entropy"] / task.weights(made)["cross_entropy"]
     # A fresh network knows nothing: the loss is log 7 = 1.95, give or take its initial spread.
     assert 1.5 < float(loss.detach()) < 4
@@ -75,13 +96,21 @@ def test_a_batch_equals_its_singles(name: str, channels_last: bool) -> None:
     if channels_last:
         network = network.to(memory_format=torch.channels_last)
         image = image.contiguous(memory_format=torch.channels_last)
-    task = tasks.find("classification").Task(classes=CLASSES)
+    kind, task = task_of(network)
     with torch.no_grad():
-        whole = [p.log_probabilities for p in task.predict(network, batch(image))]
-        singles = [
-            task.predict(network, batch(image[i : i + 1]))[0].log_probabilities for i in range(4)
-        ]
-    assert np.allclose(whole, singles, atol=1e-4)
+        for parameter in network.parameters():  # score layers begin at zero, and all is equal then
+            if not parameter.any():
+                parameter.normal_(std=0.1)
+        whole = task.predict(network, batch(image, kind))
+        singles = [task.predict(network, batch(image[i : i + 1], kind))[0] for i in range(4)]
+    for together, alone in zip(whole, singles, strict=True):
+        if kind == "segmentation":
+            # Rounding may decide between two classes whose scores are nearly the same.
+            assert (together.mask != alone.mask).mean() < 0.005
+            assert len(np.unique(together.mask)) > 1
+        else:
+            a, b = together.log_probabilities, alone.log_probabilities
+            assert np.allclose(a, b, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", recipes.names())

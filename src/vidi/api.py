@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from torch import nn
 from vidi import recipe as recipes
 from vidi.data.dataset import Dataset
 from vidi.data.open import KIND, from_images, open_data
-from vidi.engine import checkpoint, device, distributed
+from vidi.engine import checkpoint, device, distributed, heatmaps
 from vidi.engine.evaluate import Compute, evaluate, predictions
+from vidi.engine.heatmaps import ENLARGE, HeatMap
 from vidi.engine.prepare import (
     Prepared,
     address,
@@ -41,6 +43,7 @@ from vidi.engine.run import (
 )
 from vidi.engine.train import Outcome, Progress, fit
 from vidi.errors import InputError
+from vidi.models.convolutional import Convolutional, convolutionalize
 from vidi.recipe import Recipe
 from vidi.report import progress as report
 from vidi.tasks import multilabel
@@ -84,6 +87,17 @@ class Prediction:
     probability: float
     labels: tuple[str, ...]
     probabilities: Array
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What a segmentation run says of one image. ``mask``: uint8 (int32 for more than 256 classes)
+    [H, W], a class's number for each pixel. ``shares``: the classes that it holds, by their share
+    of the pixels, the largest first."""
+
+    path: str
+    mask: Array
+    shares: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -216,22 +230,31 @@ class Model:
     def recipe(self) -> Recipe:
         return self.description.recipe
 
-    def predict(self, sources: Any, *, flip: bool = False) -> list[Prediction]:
-        """One prediction per image, in order.
+    def predict(
+        self, sources: Any, *, flip: bool = False, scales: Sequence[float] = (1.0,)
+    ) -> list[Any]:
+        """One prediction per image, in order: a :class:`Prediction`, or a :class:`Segmentation`.
 
         ``sources``: a path, a uint8 RGB array [H, W, 3], or a list of either. The image goes
-        through the very steps that evaluation takes. ``flip`` averages over its mirror image.
+        through the very steps that evaluation takes. ``flip`` averages over its mirror image,
+        ``scales`` over several sizes, relative to its own (segmentation).
 
         Raises :class:`InputError` that lists every image that cannot be read.
         """
+        views = self._views(flip, scales)
         images = [sources] if isinstance(sources, str | Path | np.ndarray) else list(sources)
         dataset = from_images(images, max_megapixels=self.recipe.data.max_megapixels)
         task, batches = self._loader(dataset, np.arange(len(dataset)))
         found: list[Any] = []
-        for _, some in predictions(self.network, task, batches, self.compute, flip=flip):
+        for _, some in predictions(self.network, task, batches, self.compute, **views):
             found += some
         if batches.failures:
             raise InputError(unreadable(batches.failures, "and got no prediction"))
+        if self.recipe.task == "segmentation":
+            return [
+                Segmentation(dataset.images.key(i), p.mask, self._shares(p.mask))
+                for i, p in enumerate(found)
+            ]
         out = []
         for i, p in enumerate(found):
             likeliest = self.classes[int(p.probabilities.argmax())]
@@ -250,13 +273,79 @@ class Model:
             )
         return out
 
+    @functools.cached_property
+    def convolutional(self) -> Convolutional:
+        """The network, made to give its scores at every place of an image of any size
+        (:func:`vidi.models.convolutionalize`); it shares its weights with :attr:`network`."""
+        assert self.recipe.image_size != "auto"
+        return convolutionalize(self.network, image_size=self.recipe.image_size)
+
+    def heatmap(
+        self, sources: Any, *, label: str | None = None, enlarge: float = ENLARGE
+    ) -> list[HeatMap]:
+        """Where a class is in each image, in order, from a classifier: how probable it is in each
+        window of the image, once its shorter side is ``enlarge`` times the training size.
+
+        ``sources``: as for :meth:`predict`. ``label``: the class; unless told, each image's
+        likeliest.
+
+        Raises :class:`InputError` for a class that the run does not know, a run or a network that
+        gives none (:func:`vidi.models.convolutionalize`), and images that cannot be read.
+        """
+        recipe = self.recipe
+        if recipe.task not in ("classification", "multilabel"):
+            raise InputError(
+                f"This run's task is {recipe.task}; heat maps are for classification, where "
+                "nothing else says where things are."
+            )
+        if label is not None and label not in self.classes:
+            raise InputError(
+                f"This run knows no class {label!r}; it knows {', '.join(self.classes[:20])}"
+                + (f" and {len(self.classes) - 20} more." if len(self.classes) > 20 else ".")
+            )
+        if not 1 <= enlarge <= 8:
+            raise InputError(f"The enlargement is {enlarge}; a number from 1 to 8 is expected.")
+        network = self.convolutional
+        images = [sources] if isinstance(sources, str | Path | np.ndarray) else list(sources)
+        predicted = self.predict(images)
+        dataset = from_images(images, max_megapixels=recipe.data.max_megapixels)
+        fill = tuple(round(255 * m) for m in self.compute.normalisation.mean)
+        shorter = round(enlarge * network.window)
+        out = []
+        for i, p in enumerate(predicted):
+            shown = p.label if label is None else label
+            k = self.classes.index(shown)
+            image = heatmaps.enlarged(*dataset.images.load(i, shorter), shorter, fill, p.path)
+            cells, offset = heatmaps.cells(
+                network, image, self.compute, fill=fill, several=recipe.task == "multilabel"
+            )
+            found = HeatMap(
+                path=p.path,
+                label=shown,
+                probability=float(p.probabilities[k]),
+                image=image,
+                cells=cells[k],
+                stride=network.stride,
+                offset=offset,
+                window=network.window,
+            )
+            out.append(found)
+        return out
+
     def evaluate(
-        self, data: Any = None, *, split: str | None = None, flip: bool = False
+        self,
+        data: Any = None,
+        *,
+        split: str | None = None,
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
     ) -> Evaluation:
         """The metrics on a split: test where there is one, else validation; ``split`` chooses.
 
-        ``data``: other data with the same classes (default: what the run was trained on).
+        ``data``: other data with the same classes (default: what the run was trained on). ``flip``
+        and ``scales`` as in :meth:`predict`.
         """
+        views = self._views(flip, scales)
         description = self.description
         own = data is None
         dataset = open_data(
@@ -282,7 +371,7 @@ class Model:
                 f"{dataset.root} has no split {split!r}; it has {', '.join(dataset.splits)}."
             )
         task, batches = self._loader(dataset, dataset.splits[split])
-        meter, samples, failures = evaluate(self.network, task, batches, self.compute, flip=flip)
+        meter, samples, failures = evaluate(self.network, task, batches, self.compute, **views)
         if failures and self.recipe.bad_images == "error":
             raise InputError(unreadable(failures, f"in the split {split}"))
         return Evaluation(
@@ -293,6 +382,25 @@ class Model:
             metrics=meter.compute(),
             details=task.details(meter),
         )
+
+    def _views(self, flip: bool, scales: Sequence[float]) -> dict[str, Any]:
+        """What the task's predict is to average over."""
+        scales = tuple(float(scale) for scale in scales)
+        if scales == (1.0,):
+            return {"flip": flip}
+        if self.recipe.task != "segmentation":
+            raise InputError(
+                f"This run's task is {self.recipe.task}; several scales are averaged over only "
+                "where there is a class for each pixel."
+            )
+        if not scales or not all(0.1 <= scale <= 10 for scale in scales):
+            raise InputError(f"The scales are {scales}; numbers from 0.1 to 10 are expected.")
+        return {"flip": flip, "scales": scales}
+
+    def _shares(self, mask: Array) -> dict[str, float]:
+        counts = np.bincount(mask.ravel(), minlength=len(self.classes))
+        order = np.argsort(-counts, kind="stable")
+        return {self.classes[k]: float(counts[k] / mask.size) for k in order if counts[k]}
 
     def _loader(self, dataset: Dataset, ids: Array) -> tuple[Any, Any]:
         task = make_task(self.recipe.task, self.classes, self.recipe, None)

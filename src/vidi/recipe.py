@@ -30,8 +30,10 @@ class Data:
 
     val_fraction: float = 0.1
     """Share of train that is carved off, stratified, where the data has no validation split."""
-    balance: Literal["none", "sampler", "weights"] = "none"
-    """Against class imbalance: draw classes equally often, or weight the loss by 1/frequency."""
+    balance: Literal["auto", "none", "sampler", "weights", "sqrt-weights"] = "auto"
+    """Against class imbalance: draw classes equally often (sampler), or weight the loss by 1/frequency (weights) or its square root (sqrt-weights)."""  # noqa: E501
+    shorter: int | Auto = "auto"
+    """Labels per pixel: images whose shorter side is longer than this (pixels) are shrunk to it, in training and prediction; 0 = none is."""  # noqa: E501
     max_megapixels: float = 100.0
     """An image with more pixels than this (millions) is refused before it is decoded."""
     threads: int | Auto = field(default="auto", metadata=FREE)
@@ -64,6 +66,8 @@ class Optimiser:
     """Rate of everything but the new head, relative to --lr. Below 1 when fine-tuning."""
     clip: float | None = None
     """Clip the gradient's global norm at this."""
+    sum_pixels: bool = False
+    """Labels per pixel: sum the loss over an image's pixels, as FCN's and HED's papers do, instead of averaging it; the rate is then to be smaller by the number of pixels."""  # noqa: E501
     accumulate: int = 1
     """Split each batch into this many parts that go through the network one after the other."""
 
@@ -100,16 +104,18 @@ class Regularisation:
 class Augmentation:
     """How a training image is varied. A preset fills whatever is left at auto."""
 
-    preset: Literal["auto", "none", "digits", "small", "photos", "strong"] = "auto"
-    """What kind of images: digits (shift, rotate, zoom), small (pad-and-crop, flip), photos (random resized crop, flip, colour), strong (photos with TrivialAugment, erasing, mixup, CutMix)."""  # noqa: E501
-    crop: Literal["auto", "resize", "pad", "random-resized"] = "auto"
-    """The whole image (resize), padded and cropped (pad), or a random part (random-resized)."""
+    preset: Literal["auto", "none", "digits", "small", "photos", "strong", "dense"] = "auto"
+    """What kind of images: digits (shift, rotate, zoom), small (pad-and-crop, flip), photos (random resized crop, flip, colour), strong (photos with TrivialAugment, erasing, mixup, CutMix), dense (labels per pixel: zoom-and-crop, flip, colour)."""  # noqa: E501
+    crop: Literal["auto", "resize", "pad", "random-resized", "zoom", "whole"] = "auto"
+    """The whole image squashed to the input (resize), padded and cropped (pad), a random part squashed (random-resized), a random part of the image at a random zoom, in its proportions (zoom), or the whole image as it is (whole; batches are padded)."""  # noqa: E501
     pad: int | Auto = "auto"
     """Padding of pad-and-crop, in input pixels."""
     crop_area: tuple[float, float] | Auto = "auto"
     """Random resized crop: least and largest share of the image's area."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Random resized crop: least and largest width over height."""
+    zoom: tuple[float, float] | Auto = "auto"
+    """Zoom-and-crop: least and largest zoom; what lies outside the image is ignored."""
     flip: float | Auto = "auto"
     """Probability of a left-right flip."""
     vertical_flip: float = 0.0
@@ -156,8 +162,8 @@ class Length:
     """Length in minutes of training and evaluation; becomes a number of steps, which is saved."""
     patience: int | None = field(default=None, metadata=FREE)
     """Stop after this many evaluations without a better one."""
-    evaluate_every: float = field(default=1.0, metadata=FREE)
-    """Epochs between evaluations."""
+    evaluate_every: float | Auto = field(default="auto", metadata=FREE)
+    """Epochs between evaluations; auto = 1, or more where they would take over a tenth of the time."""  # noqa: E501
     save_every: float = field(default=2.0, metadata=FREE)
     """Minutes between saves of the training state (it is saved after each evaluation too)."""
     save_every_steps: int | None = field(default=None, metadata=FREE)
@@ -191,9 +197,9 @@ class Recipe:
     lr: float | Auto = "auto"
     """Highest learning rate."""
     image_size: int | Auto = "auto"
-    """Side of the square network input, in pixels."""
+    """Side of the square network input, in pixels; with labels per pixel, of training's crops."""
     weights: str | None = None
-    """Start from these: imagenet, a file (.safetensors, .pth), or a run."""
+    """Start from these: imagenet, a file (.safetensors, .pth), or a run (--init says the same)."""
     freeze: tuple[str, ...] = ()
     """Parts of the network that are not trained, by the start of their parameters' names."""
     seed: int = 0
@@ -252,6 +258,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, (1 << 63) - 1),
     "data.val_fraction": (1e-9, 1 - 1e-9),
     "data.max_megapixels": (1e-6, 1e6),
+    "data.shorter": (0, 100_000),
     "data.threads": (0, 1024),
     "data.prefetch": (1, 1024),
     "data.cache_gb": (0, 1e9),

@@ -32,7 +32,14 @@ def test_presets_fill_every_auto_and_keep_what_was_given() -> None:
         assert "auto" not in dataclasses.asdict(a).values(), name
         assert augment.resolve(a) == a
         assert resolved(name, rotation=33.0) == dataclasses.replace(a, rotation=33.0)
-    assert set(augment.PRESETS) == {"none", "digits", "small", "photos", "strong"}
+    assert set(augment.PRESETS) == {
+        "none",
+        "digits",
+        "small",
+        "photos",
+        "strong",
+        "dense",
+    }
     assert resolved("digits").flip == 0
     assert resolved("small").pad == 2
 
@@ -287,3 +294,41 @@ def test_only_one_kind_of_mixing() -> None:
     only_mixup = made(resolved(mixup=1.0))
     assert only_mixup.cut is not None
     assert not only_mixup.cut.any()
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (20, 100), (16, 16)])
+def test_zoom_keeps_proportions_and_reaches_all_of_the_image(shape: tuple[int, int]) -> None:
+    h, w = shape
+    plan = made(resolved("dense", flip=0.0, zoom=(0.5, 2.0)))
+    assert plan.zooms is not None
+    assert stats.kstest(np.log2(plan.zooms), "uniform", (-1, 2)).pvalue > 1e-3
+    boxes = []
+    for row in range(len(IDS)):
+        m = augment.matrix(plan, row, shape)
+        assert m[0, 0] == m[1, 1], "nothing is squashed"
+        assert m[0, 0] == pytest.approx(plan.zooms[row], rel=1 / 16)
+        boxes.append(geometry.hulls(np.linalg.inv(m), np.array([[0, 0, 32, 32]]))[0])
+    found = np.array(boxes)
+    assert np.abs(found - found.round()).max() < 1e-6, "whole pixels"
+    for low, high, side in ((found[:, 0], found[:, 2], w), (found[:, 1], found[:, 3], h)):
+        small = high - low <= side
+        assert (low[small] > -1e-6).all() and (high[small] < side + 1e-6).all()
+        assert (low[~small] < 1e-6).all() and (high[~small] > side - 1e-6).all()
+        assert low.min() < 1 and high.max() > side - 1
+
+
+def test_whole_images_are_mirrored_and_turned_about_their_own_centre() -> None:
+    plan = made(resolved("dense", crop="whole", flip=1.0))
+    m = augment.matrix(plan, 0, (20, 50))
+    assert np.array_equal(m, geometry.flip(50))
+    plan = made(resolved("none", crop="whole", rotation=30.0))
+    for row in range(20):
+        m = augment.matrix(plan, row, (20, 50))
+        assert geometry.apply(m, np.array([[25.0, 10.0]])) == pytest.approx(np.array([[25, 10]]))
+
+
+@pytest.mark.parametrize("crop", ["zoom", "whole"])
+def test_evaluation_of_labels_per_pixel_sees_the_image_as_it_is(crop: Any) -> None:
+    plan = augment.plan(resolved("dense", crop=crop), 32, 0, 0, IDS, train=False)
+    assert plan.crop == "whole"
+    assert np.array_equal(augment.matrix(plan, 3, (20, 50)), np.eye(3))

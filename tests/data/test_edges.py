@@ -14,6 +14,7 @@ from scipy.ndimage import distance_transform_edt
 from skimage import morphology
 
 from vidi.data import edges
+from vidi.ops.thinning import thin
 from vidi.data import geometry as g
 from vidi.types import Array
 
@@ -21,9 +22,9 @@ from vidi.types import Array
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.9])
 def test_thinning_against_scikit_image(share: float) -> None:
     mask = np.random.default_rng(0).random((50, 70)) < share
-    assert np.array_equal(edges.thin(mask), morphology.thin(mask))
+    assert np.array_equal(thin(mask), morphology.thin(mask))
     grown = cv2.dilate(mask.astype(np.uint8), np.ones((4, 4))) > 0
-    assert np.array_equal(edges.thin(grown), morphology.thin(grown))
+    assert np.array_equal(thin(grown), morphology.thin(grown))
 
 
 def test_a_straight_boundary_is_the_left_or_upper_pixel() -> None:
@@ -91,7 +92,7 @@ def drawing() -> Array:
     cv2.circle(lines, (60, 60), 40, 200)
     cv2.line(lines, (110, 10), (150, 110), 200)
     cv2.line(lines, (110, 100), (150, 20), 200)
-    return edges.thin(lines > 0) * np.uint8(200)
+    return thin(lines > 0) * np.uint8(200)
 
 
 @pytest.mark.parametrize("zoom", [0.25, 0.4, 0.7, 1.0, 1.3, 2.0, 3.0])

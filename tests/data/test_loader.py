@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from vidi.data import augment, geometry
+from vidi.data.annotations import IGNORE
 from vidi.data.draws import Draws
 from vidi.data.loader import Loader
 from vidi.errors import InputError
@@ -26,6 +27,7 @@ class Fake:
 
     def __init__(self, sizes: tuple[int, int] = (24, 60), bad: tuple[int, ...] = ()) -> None:
         self.images = self
+        self.root = "fake"
         self.sizes = sizes
         self.bad = bad
 
@@ -294,7 +296,7 @@ def test_an_unreadable_image_is_a_blank_invalid_row(threads: int) -> None:
         for row, i in enumerate(batch.ids):
             bad = int(i) in data.bad
             assert batch.valid[row] != bad
-            assert batch.targets["label"][row] == i % CLASSES
+            assert bad or batch.targets["label"][row] == i % CLASSES
             theirs = good[batch.keys[row]].inputs["image"][row]
             expected = np.zeros_like(theirs) if bad else theirs
             assert np.array_equal(batch.inputs["image"][row], expected)
@@ -398,3 +400,82 @@ def test_the_seed_is_the_whole_difference() -> None:
         dict(zip(b.keys, b.inputs["image"], strict=True)) for b in (next(x.epoch(0)) for x in still)
     ]
     assert all(np.array_equal(by_key[0][k], by_key[1][k]) for k in by_key[0])
+
+
+class Dense(Fake):
+    """Images whose every pixel tells its own class: red is 20 times the mask's number."""
+
+    def load(self, i: int) -> tuple[Array, tuple[int, int]]:
+        mask = self.annotations(i)["mask"]
+        return np.repeat(20 * mask[..., None], 3, 2), mask.shape
+
+    def annotations(self, i: int) -> dict[str, Any]:
+        if i in self.bad:
+            raise InputError(f"{self.key(i)} has no mask.")
+        rng = np.random.default_rng(i)
+        h, w = rng.integers(*self.sizes, 2)
+        coarse = rng.integers(0, CLASSES, (-(-h // 6), -(-w // 6)), dtype=np.uint8)
+        return {"mask": np.kron(coarse, np.ones((6, 6), np.uint8))[:h, :w]}
+
+
+def with_mask(sample: Sample, rng: Draws) -> Encoded:
+    assert sample.mask is not None
+    return Encoded({"image": sample.image}, {"mask": sample.mask})
+
+
+def dense(dataset: Fake | None = None, **more: Any) -> Loader:
+    plain = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0} | more.pop("fields", {})
+    return loader(
+        preset="dense", dataset=dataset or Dense(), encode=with_mask, fields=plain, **more
+    )
+
+
+@pytest.mark.parametrize("zoom", [(1.0, 1.0), (0.5, 2.0)])
+@pytest.mark.parametrize("rotation", [0.0, 30.0])
+def test_masks_move_with_their_images(zoom: tuple[float, float], rotation: float) -> None:
+    seen, differing = 0, 0
+    fields = {"zoom": zoom, "rotation": rotation}
+    for batch in dense(fields=fields, fill=(255, 255, 255), threads=2).epoch(0):
+        mask, red = batch.targets["mask"], batch.inputs["image"][..., 0]
+        assert mask.shape == red.shape == (8, 24, 24)
+        known = mask != IGNORE
+        seen += known.sum()
+        # Where classes or the image's border meet, interpolation mixes their colours.
+        differing += (np.abs(red[known] / 20.0 - mask[known]) > 0.5).sum()
+        assert known.all() or (red[~known] > 20 * (CLASSES - 1)).mean() > 0.9
+    assert seen > 10_000
+    still = zoom == (1.0, 1.0) and rotation == 0
+    assert differing == 0 if still else 0 < differing < 0.25 * seen
+
+
+def test_whole_images_are_padded_in_training_and_left_alone_in_evaluation() -> None:
+    made = dense(
+        fields={"crop": "whole", "flip": 0.0}, padding={"mask": 255}, fill=(9, 9, 9), batch_size=4
+    )
+    for batch in made.epoch(0):
+        images, masks = batch.inputs["image"], batch.targets["mask"]
+        sizes = batch.sizes.max(0)
+        assert images.shape == (4, *sizes, 3) and masks.shape == (4, *sizes)
+        for row, (h, w) in enumerate(batch.sizes):
+            inside = np.zeros(masks.shape[1:], bool)
+            inside[:h, :w] = True
+            assert (masks[row][~inside] == 255).all() and (images[row][~inside] == 9).all()
+            assert np.array_equal(images[row, ..., 0][inside], 20 * masks[row][inside])
+    for batch in dense(fields={"crop": "whole"}, train=False, keep_samples=True).epoch(0):
+        assert isinstance(batch.inputs["image"], list)
+        for image, mask, sample in zip(
+            batch.inputs["image"], batch.targets["mask"], batch.samples, strict=True
+        ):
+            assert np.array_equal(image, sample.image)
+            assert np.array_equal(mask, sample.mask)
+
+
+def test_another_sample_stands_in_for_an_unreadable_mask() -> None:
+    data = Dense(bad=(100, 104))
+    run = dense(data, n=64, threads=2)
+    for batch in run.epoch(0):
+        assert np.array_equal(batch.valid, [i not in data.bad for i in batch.ids])
+        assert not batch.inputs["image"][~batch.valid].any()
+    assert set(run.failures) == {"train/0100", "train/0104"}
+    with pytest.raises(InputError, match="Not one of 8 samples"):
+        list(dense(Dense(bad=tuple(range(100, 108))), n=8).epoch(0))

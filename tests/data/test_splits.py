@@ -55,6 +55,13 @@ def test_every_nth() -> None:
 def test_class_weights_are_scikit_learns() -> None:
     labels = uneven()
     expected = compute_class_weight("balanced", classes=np.arange(6), y=labels)
-    np.testing.assert_allclose(class_weights(labels, 6), expected)
-    assert class_weights(labels, 6)[labels].mean() == pytest.approx(1)
-    assert class_weights(labels, 7)[6] == 0
+    np.testing.assert_allclose(class_weights(np.bincount(labels, minlength=6)), expected)
+    assert class_weights(np.bincount(labels, minlength=6))[labels].mean() == pytest.approx(1)
+    assert class_weights(np.bincount(labels, minlength=7))[6] == 0
+
+
+def test_the_root_of_the_frequency_weighs_less_unevenly() -> None:
+    weights = class_weights(np.array([900, 100, 0]), 0.5)
+    assert weights[1] / weights[0] == pytest.approx(3)
+    assert 0.9 * weights[0] + 0.1 * weights[1] == pytest.approx(1)
+    assert weights[2] == 0

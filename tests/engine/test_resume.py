@@ -38,6 +38,17 @@ def network(num_classes: int) -> nn.Module:
     )
 
 
+def dense(num_classes: int) -> nn.Module:
+    """The same kind of thing with a class per pixel."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Conv2d(8, num_classes, 1),
+    )
+
+
 class Data:
     """64 made images of 16 px in four classes, told apart by colour."""
 
@@ -66,8 +77,33 @@ class Killer:
         return lambda *args, **named: None
 
 
-def train(run: str, threads: int, at_step: int | None = None, at_rename: int | None = None) -> None:
+TASKS: dict[str, dict[str, Any]] = {
+    "classification": {
+        "model": network,
+        "image_size": 16,
+        "augmentation": {"preset": "strong", "crop": "pad"},
+        "data": {"val_fraction": 0.125},
+    },
+    "segmentation": {
+        "model": dense,
+        "image_size": 16,
+        "augmentation": {"preset": "dense", "rotation": 10.0, "erasing": 0.5},
+        "data": {"balance": "weights"},
+    },
+}
+
+
+def train(
+    task: str,
+    run: str,
+    threads: int,
+    at_step: int | None = None,
+    at_rename: int | None = None,
+) -> None:
     """Train or go on; die at that step, or before that rename (counted in this process)."""
+    data = Data() if task == "classification" else f"scenes:{task},size=24,n=56,val=8,test=0"
+    settings = dict(TASKS[task])
+    settings["data"] = {**settings["data"], "threads": threads}
     torch.set_num_threads(1)
     renames = 0
     replace = os.replace
@@ -82,27 +118,24 @@ def train(run: str, threads: int, at_step: int | None = None, at_rename: int | N
 
     checkpoint.os.replace = dying  # type: ignore[attr-defined]
     vidi.train(
-        Data(),
-        model=network,
+        data,
         run=run,
         resume=True,
         progress=Killer(at_step),
         epochs=EPOCHS,
         batch_size=8,
-        image_size=16,
         precision="fp32",
         regularisation={"ema": 0.9, "label_smoothing": 0.1},
         optimiser={"accumulate": 2, "name": "sgd"},
-        augmentation={"preset": "strong", "crop": "pad"},
-        data={"threads": threads, "val_fraction": 0.125},
         length={"save_every_steps": 3},
         logging={"pictures": False, "every": 1},
+        **settings,
     )
 
 
 def run_child(*args: Any) -> int | None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vidi.api", "vidi.data.loader", "vidi.tasks.classification"])
+    context.set_forkserver_preload(["vidi.api", "vidi.data.loader", "vidi.tasks.segmentation"])
     process = context.Process(target=train, args=args)
     process.start()
     process.join(120)
@@ -122,17 +155,22 @@ def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[st
     return [k for k in a if not torch.equal(a[k], b[k])]
 
 
+@pytest.fixture(scope="module", params=list(TASKS))
+def task(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+def uninterrupted(task: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     run = tmp_path_factory.mktemp("whole") / "run"
-    assert run_child(str(run), 0) == 0
+    assert run_child(task, str(run), 0) == 0
     return everything(run)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX's")
 @pytest.mark.parametrize("threads", [0, 1, 4])
 def test_killed_at_random_moments_and_resumed_is_bitwise_equal(
-    tmp_path: Path, threads: int, uninterrupted: dict[str, torch.Tensor]
+    tmp_path: Path, task: str, threads: int, uninterrupted: dict[str, torch.Tensor]
 ) -> None:
     rng = random.Random(threads)
     run = tmp_path / "run"
@@ -143,8 +181,8 @@ def test_killed_at_random_moments_and_resumed_is_bitwise_equal(
         (None, rng.randint(1, 4)),
     ]
     for at_step, at_rename in kills:
-        assert run_child(str(run), threads, at_step, at_rename) == -signal.SIGKILL
-    assert run_child(str(run), threads) == 0
+        assert run_child(task, str(run), threads, at_step, at_rename) == -signal.SIGKILL
+    assert run_child(task, str(run), threads) == 0
     steps = [r["step"] for r in read_metrics(run) if r["event"] == "train"]
     assert steps == list(range(1, STEPS_PER_EPOCH * EPOCHS + 1)), "every step counts once"
     assert differing(everything(run), uninterrupted) == []

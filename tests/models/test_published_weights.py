@@ -247,7 +247,7 @@ def test_imagenet_is_torchvisions_first_version(published: tuple[Path, nn.Module
 
 
 def test_every_shared_network_has_published_weights_and_no_other() -> None:
-    having = {name for name in models.names() if weights.published(name)}
+    having = {name for name in models.names("classification") if weights.published(name)}
     assert having == {
         "alexnet",
         "googlenet",
@@ -255,6 +255,13 @@ def test_every_shared_network_has_published_weights_and_no_other() -> None:
         *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
     }
     assert weights.published("resnet50") == ("imagenet1k_v1", "imagenet1k_v2")
+    dense = {name for name in models.names("segmentation") if weights.published(name)}
+    assert dense == {
+        *(f"fcn{stride}s_vgg16" for stride in (8, 16, 32)),
+        "fcn32s_alexnet",
+        "fcn32s_googlenet",
+        *(f"fcn_resnet{depth}" for depth in (18, 34, 50, 101)),
+    }
     second = weights.published_preprocessing("resnet50", "imagenet1k_v2")
     assert second is not None
     assert second.resize_size == 232

@@ -33,6 +33,8 @@ class Eval:
     """train, val or test. none = test where there is one, else val."""
     flip: FlagCreatePairsOff[bool] = False
     """Average each image's prediction with its mirror image's."""
+    scales: tuple[float, ...] = (1.0,)
+    """Average over the image at these sizes, relative to its own (segmentation)."""
     all: FlagCreatePairsOff[bool] = False
     """Show every class, however many; otherwise the worst where they are many."""
     json: FlagCreatePairsOff[bool] = False
@@ -45,7 +47,9 @@ def main(arguments: Sequence[str]) -> int:
     from vidi import api
 
     with contextlib.redirect_stdout(sys.stderr):
-        result = api.load(told.run).evaluate(told.data, split=told.split, flip=told.flip)
+        result = api.load(told.run).evaluate(
+            told.data, split=told.split, flip=told.flip, scales=told.scales
+        )
     if told.json:
         print(
             json.dumps(

@@ -20,7 +20,7 @@ class List:
     what: Annotated[
         Positional[Literal["models", "recipes", "formats"]], arg(metavar="models|recipes|formats")
     ]
-    """models: parameters, multiply-adds at the usual image size, and source."""
+    """models: task, parameters, multiply-adds at the usual image size, and source."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,12 +35,12 @@ def main(arguments: Sequence[str]) -> int:
 def _models() -> Iterator[str]:
     from vidi import models
 
-    yield f"{'name':<16}{'parameters':>11}{'MACs':>9}{'px':>5}  source"
+    yield f"{'name':<23}{'task':<16}{'parameters':>10}{'MACs':>9}{'px':>5}  source"
     for name in models.names():
         it = models.describe(name)
         yield (
-            f"{name:<16}{_amount(it.parameters):>11}{_amount(it.macs):>9}{it.image_size:>5}  "
-            f"{it.source}"
+            f"{name:<23}{it.task:<16}{_amount(it.parameters):>10}{_amount(it.macs):>9}"
+            f"{it.image_size:>5}  {it.source}"
         )
 
 

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,8 @@ class Train:
 
 
 def main(arguments: Sequence[str]) -> int:
+    # Both words are usual: an FCN is initialised from a classifier.
+    arguments = [re.sub(r"^--init(?=$|=)", "--weights", word) for word in arguments]
     base, saved = _defaults(arguments)
     told = parse(Train, arguments, prog="vidi train", default=Train(settings=base))
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vidi.data import draws
+from vidi.data.geometry import translation
 from vidi.errors import InputError
 from vidi.recipe import Augmentation
 from vidi.types import Array
@@ -23,6 +24,7 @@ _OFF: dict[str, Any] = {
     "crop": "resize",
     "pad": 0,
     "crop_area": (1.0, 1.0),
+    "zoom": (1.0, 1.0),
     "flip": 0.0,
     "rotation": 0.0,
     "scale": 0.0,
@@ -55,6 +57,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # the short ones that are usual here, less leaves more of each image to learn from.
     "small": {**_OFF, "crop": "pad", "pad": 2, "flip": 0.5},
     "photos": _PHOTOS,
+    # Labels per pixel: proportions are kept.
+    "dense": {**_PHOTOS, "crop": "zoom", "crop_area": (1.0, 1.0), "zoom": (0.5, 2.0)},
     # TrivialAugment brings its own colours, so the preset's are off.
     "strong": {
         **_PHOTOS,
@@ -74,6 +78,12 @@ CROP_PCT = 0.875
 """Evaluation after random resized crops: the share of the resized shorter side that is seen."""
 TRIES = 10
 """Crops and erased boxes that do not fit the image are drawn again, this often at most."""
+EVALUATION: dict[str, Literal["centre", "whole"]] = {
+    "random-resized": "centre",
+    "zoom": "whole",
+    "whole": "whole",
+}
+"""What evaluation sees, by the crop of training; the whole image squashed for the others."""
 ERASED_AREA = (0.02, 1 / 3)
 ERASED_RATIO = (0.3, 1 / 0.3)
 """Zhong et al. 2020, "Random erasing data augmentation": share of the area, and height over
@@ -118,6 +128,7 @@ def resolve(augmentation: Augmentation) -> Augmentation:
     ranges = {
         "crop_area": (0, 1),
         "crop_ratio": (0, math.inf),
+        "zoom": (0, math.inf),
         "pad": (0, math.inf),
         "flip": (0, 1),
         "vertical_flip": (0, 1),
@@ -168,11 +179,13 @@ class Plan:
 
     ids: Array
     size: int
-    crop: Literal["resize", "pad", "random-resized", "centre"]
+    crop: Literal["resize", "pad", "random-resized", "centre", "zoom", "whole"]
     areas: Array | None = None
     """float64 [B, TRIES]: shares of the image's area to try, and the ratios (w / h) with them."""
     ratios: Array | None = None
     ratio_range: tuple[float, float] = (3 / 4, 4 / 3)
+    zooms: Array | None = None
+    """float64 [B]: input pixels per image pixel."""
     at: Array | None = None
     """float64 [B, 2] in [0, 1): where the crop lies, of all the places (x, y) it could take."""
     padding: int = 0
@@ -223,13 +236,13 @@ def plan(
     assert a.pad != "auto"
     assert a.erasing != "auto"
     if not train:
-        return Plan(ids, image_size, "centre" if a.crop == "random-resized" else "resize")
+        return Plan(ids, image_size, EVALUATION.get(a.crop, "resize"))
     out = Plan(ids, image_size, a.crop, padding=a.pad, ratio_range=a.crop_ratio)
 
     def uniform(name: str, n: int = 1) -> Array:
         return draws.uniform(seed, epoch, ids, name, n)
 
-    if a.crop != "resize":
+    if a.crop not in ("resize", "whole"):
         out.at = uniform("crop.at", 2)
     if a.crop == "random-resized":
         assert a.crop_area != "auto"
@@ -237,6 +250,10 @@ def plan(
         out.areas = low + (high - low) * uniform("crop.area", TRIES)
         least, most = np.log(a.crop_ratio)
         out.ratios = np.exp(least + (most - least) * uniform("crop.ratio", TRIES))
+    if a.crop == "zoom":
+        assert a.zoom != "auto"
+        nearest, farthest = np.log(a.zoom)
+        out.zooms = np.exp(nearest + (farthest - nearest) * uniform("crop.zoom")[:, 0])
     ops, signed = _policy(a, uniform)
     out.after = _after(a, image_size, uniform, ops, signed)
     out.colour = _colour(a, uniform, ops, signed)
@@ -266,10 +283,14 @@ def matrix(plan: Plan, row: int, shape: tuple[int, int]) -> Array:
       size from that. Where squashing changes the size, the place is rounded to source pixels.
     - centre (evaluation of random-resized): the shorter side resized to the input size over 0.875,
       and the centre of that.
+    - zoom: a square that is the input once zoomed, its place uniform among those within the image,
+      or, along a side that it is longer than, among those that hold the image.
+    - whole: the image as it is.
     - resize: the whole image, squashed.
     """
     h, w = shape
     size = plan.size
+    out_h, out_w = (h, w) if plan.crop == "whole" else (size, size)
     x0, y0, cw, ch = 0, 0, w, h
     if plan.crop == "random-resized":
         x0, y0, cw, ch = _random_box(plan, row, h, w)
@@ -280,13 +301,31 @@ def matrix(plan: Plan, row: int, shape: tuple[int, int]) -> Array:
         places = 2 * plan.padding + 1
         x0 = round((math.floor(u * places) - plan.padding) * w / size)
         y0 = round((math.floor(v * places) - plan.padding) * h / size)
+    elif plan.crop == "zoom":
+        assert plan.at is not None
+        assert plan.zooms is not None
+        # Of whole pixels, so that it is cut out and resized, which is quicker than interpolation.
+        cw = ch = max(1, round(size / float(plan.zooms[row])))
+        u, v = plan.at[row].tolist()
+        x0, y0 = _place(u, w - cw), _place(v, h - ch)
     elif plan.crop == "centre":
         side = min(h, w)
         seen = max(1, min(side, round(size * side / round(size / CROP_PCT))))
         x0, y0, cw, ch = (w - seen) // 2, (h - seen) // 2, seen, seen
-    sx, sy = size / cw, size / ch
+    sx, sy = out_w / cw, out_h / ch
     out = np.array(((sx, 0.0, -x0 * sx), (0.0, sy, -y0 * sy), (0.0, 0.0, 1.0)))
-    return out if plan.after is None else np.asarray(plan.after[row] @ out)
+    if plan.after is None:
+        return out
+    after = plan.after[row]
+    if (out_h, out_w) != (size, size):  # about the centre of what is no square of that size
+        there = translation((out_w - size) / 2, (out_h - size) / 2)
+        after = there @ after @ np.linalg.inv(there)
+    return np.asarray(after @ out)
+
+
+def _place(u: float, room: int) -> int:
+    """One of the whole numbers between 0 and ``room``, which may be negative; u is in [0, 1)."""
+    return math.floor(u * (abs(room) + 1)) * (1 if room >= 0 else -1)
 
 
 def _random_box(plan: Plan, row: int, h: int, w: int) -> tuple[int, int, int, int]:

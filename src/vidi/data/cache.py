@@ -18,6 +18,7 @@ import sys
 import threading
 import weakref
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -31,7 +32,7 @@ from vidi.errors import InputError
 from vidi.types import Array
 
 if TYPE_CHECKING:
-    from vidi.data.dataset import Images
+    from vidi.data.dataset import Dataset, Images
 
 Loaded = tuple[Array, tuple[int, int]]
 """uint8 RGB [h, w, 3], read-only where it is shared, and the original (H, W)."""
@@ -99,6 +100,14 @@ def make(
     return Disk(images, shorter, where, name, int(gb * 1e9), look.estimate)
 
 
+def keep_truth(dataset: Dataset) -> Callable[[int], dict[str, Any]]:
+    """The dataset's ``annotations``, kept in memory once read, as far as there is room."""
+    if dataset.truth is None:
+        return dataset.annotations
+    share = min(MEMORY_SHARE * available_memory(), MEMORY_MOST)
+    return Truth(dataset.annotations, int(share)).load
+
+
 def cache_folder() -> Path:
     """$VIDI_CACHE, or ``vidi`` in the folder where the system keeps users' caches."""
     if own := os.environ.get("VIDI_CACHE"):
@@ -157,6 +166,34 @@ class Memory:
 
     def flush(self) -> None:
         pass
+
+
+class Truth:
+    """What is annotated of each sample, read once and kept, up to ``most`` bytes.
+
+    Masks and the like cost as much to read as a cached image spares. Whole classes per image lie in
+    memory as it is.
+    """
+
+    def __init__(self, read: Callable[[int], dict[str, Any]], most: int) -> None:
+        self._read = read
+        self._kept: dict[int, dict[str, Any]] = {}
+        self._left = most
+
+    def load(self, i: int) -> dict[str, Any]:
+        """Safe to call from several threads; arrays are read-only."""
+        kept = self._kept.get(i)
+        if kept is None:
+            kept = self._read(i)
+            arrays = [value for value in kept.values() if isinstance(value, np.ndarray)]
+            needed = sum(array.nbytes for array in arrays)
+            if self._left >= needed:
+                # As of images: it errs towards keeping less.
+                self._left -= needed
+                for array in arrays:
+                    array.flags.writeable = False
+                self._kept[i] = kept
+        return kept
 
 
 class Disk:

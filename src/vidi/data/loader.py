@@ -8,14 +8,16 @@ the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vidi.data import augment, draws, geometry, photometry
+from vidi.data.annotations import warp_sample
 from vidi.data.augment import Plan
 from vidi.data.draws import Draws
 from vidi.errors import InputError
@@ -25,6 +27,8 @@ from vidi.types import Array, Batch, Encoded, Sample
 if TYPE_CHECKING:
     from vidi.data.dataset import Dataset
 
+_Loaded = tuple[Array, tuple[int, int], dict[str, Any]]
+"""An image, uint8 [h, w, 3], its original (H, W), and what is annotated, in original pixels."""
 CHUNK = 16
 """Samples that a thread takes at a time."""
 _REPEAT = 40
@@ -35,17 +39,21 @@ class Loader:
     """Batches of some of a dataset's samples.
 
     ``ids``: int64 [N], indices in the dataset. ``load``: gives an image, uint8 [h, w, 3], perhaps
-    shrunk, and its original (H, W). ``encode``: the task's inputs and targets of a sample whose
-    image is the network's input already. ``augmentation``: resolved. ``fill``: RGB of what lies
-    outside an image. ``batch_size``: over all ``world`` processes together; this one is ``rank``.
+    shrunk, and its original (H, W). ``truth``: gives what is annotated of a sample, as the
+    dataset's ``annotations`` does, which is the default. ``encode``: the task's inputs and targets
+    of a sample whose geometry is settled: image and annotations are the network's input already.
+    ``augmentation``: resolved. ``fill``: RGB of what lies outside an image. ``padding``: what
+    training's targets are padded with, by name, where whole images differ in size.
+    ``batch_size``: over all ``world`` processes together; this one is ``rank``.
     ``train``: shuffled and augmented, else in order and centred. ``threads``: 0 works in the
     caller's. ``prefetch``: batches prepared ahead. ``balance``: float [N], how often each sample
     is drawn, relative to the others. ``keep_samples``: batches carry the samples, as loaded.
 
-    What could not be read is in ``failures``, as key: sentence; its row of the batch is zeros and
-    marked invalid, and the caller decides.
+    In evaluation, images and targets of different sizes stay lists, for padding would reach into
+    the network's view of them. What could not be read is in ``failures``, as key: sentence; its row
+    of the batch is black and marked invalid, and the caller decides.
 
-    ``load`` and ``encode`` are called from several threads at once.
+    ``load``, ``truth`` and ``encode`` are called from several threads at once.
     """
 
     def __init__(
@@ -57,7 +65,9 @@ class Loader:
         encode: Callable[[Sample, Draws], Encoded],
         augmentation: Augmentation,
         image_size: int,
+        truth: Callable[[int], dict[str, Any]] | None = None,
         fill: tuple[int, ...] = (0, 0, 0),
+        padding: Mapping[str, int] | None = None,
         batch_size: int,
         seed: int = 0,
         train: bool = False,
@@ -75,10 +85,12 @@ class Loader:
         self.dataset = dataset
         self.ids = np.asarray(ids, np.int64)
         self.load = load
+        self.truth = dataset.annotations if truth is None else truth
         self.encode = encode
         self.augmentation = augmentation
         self.image_size = image_size
         self.fill = (int(fill[0]), int(fill[1]), int(fill[2]))
+        self.padding = padding or {}
         self.batch_size = batch_size
         self.seed = seed
         self.train = train
@@ -175,9 +187,10 @@ class Loader:
 
     def _submit(self, order: Array, epoch: int, step: int, pool: Executor | None) -> _Work:
         ids = self._drawn(order, step)
-        work = _Work(ids, self.image_size)
         a = self.augmentation
-        work.plan = augment.plan(a, self.image_size, self.seed, epoch, ids, order, train=self.train)
+        plan = augment.plan(a, self.image_size, self.seed, epoch, ids, order, train=self.train)
+        work = _Work(ids, None if plan.crop == "whole" else self.image_size)
+        work.plan = plan
         if work.plan.partner is not None:
             work.partner_plan = augment.plan(
                 a, self.image_size, self.seed, epoch, work.plan.partner, train=self.train
@@ -197,30 +210,26 @@ class Loader:
     def _one(self, work: _Work, epoch: int, row: int) -> None:
         drawn = int(work.ids[row])
         i = drawn & ((1 << _REPEAT) - 1)
-        image = work.views[row]
         key = self.dataset.images.key(i)
-        loaded = self._read(i, key)
         work.keys[row] = key
+        loaded = self._read(i, key)
         work.valid[row] = loaded is not None
-        if loaded is None:
-            image[...] = 0
-        else:
-            source, size = loaded
-            work.sizes[row] = size
-            work.matrices[row] = self._paint(work.plan, row, source, size, image)
-        annotations = self.dataset.annotations(i)
+        image, size, truth = loaded or self._stand_in()
+        work.sizes[row] = size
+        out = None if work.images is None else work.views[row]
+        sample, work.matrices[row] = self._moved(work.plan, row, key, image, size, truth, out)
+        if not work.valid[row]:
+            sample.image[...] = 0
         mix: Encoded | None = None
         if work.partner_plan is not None:
-            mix = self._mix(work, epoch, row, image)
-        sample = Sample(key=key, image=image, **annotations)
+            mix = self._mix(work, epoch, row, sample.image)
         encoded = self.encode(sample, Draws(self.seed, epoch, drawn))
         work.encoded[row] = encoded
         if work.partner_plan is not None:
             # What is not mixed is its own partner, at share zero.
             work.mixed[row] = encoded if mix is None else mix
         if self.keep_samples:
-            shown = image if loaded is None else loaded[0]
-            work.samples[row] = Sample(key=key, image=shown, **annotations)
+            work.samples[row] = Sample(key=key, image=image, **truth)
 
     def _mix(self, work: _Work, epoch: int, row: int, image: Array) -> Encoded | None:
         """Mixes the partner into the image and gives the partner's encoding; ``None`` where there
@@ -239,53 +248,77 @@ class Loader:
         loaded = self._read(i, key)
         if loaded is None:
             return None
-        partner = np.empty_like(image)
-        self._paint(partner_plan, row, *loaded, partner)
+        partner, _ = self._moved(partner_plan, row, key, *loaded, np.empty_like(image))
         x0, y0, x1, y1 = plan.cut[row].tolist()
         if x0 < x1 and y0 < y1:
-            photometry.paste(image, partner, (x0, y0, x1, y1))
+            photometry.paste(image, partner.image, (x0, y0, x1, y1))
         else:
-            photometry.mixup(image, partner, share)
+            photometry.mixup(image, partner.image, share)
         work.shares[row] = share
-        sample = Sample(key=key, image=partner, **self.dataset.annotations(i))
-        return self.encode(sample, Draws(self.seed, epoch, drawn))
+        return self.encode(partner, Draws(self.seed, epoch, drawn))
 
-    def _read(self, i: int, key: str) -> tuple[Array, tuple[int, int]] | None:
+    def _read(self, i: int, key: str) -> _Loaded | None:
         try:
-            return self.load(i)
+            image, size = self.load(i)
+            return image, size, self.truth(i)
         except InputError as error:
             self.failures[key] = str(error)
             return None
 
-    def _paint(
-        self, plan: Plan, row: int, source: Array, size: tuple[int, int], out: Array
-    ) -> Array:
-        """The network's input into ``out``; gives the matrix from original to input pixels."""
-        h, w = source.shape[:2]
+    def _stand_in(self) -> _Loaded:
+        """What takes the row of a sample that cannot be read, so that shapes and order stay; its
+        image is made black, and whatever the task makes of it counts for nothing."""
+        for i in self.ids.tolist():
+            with contextlib.suppress(InputError):
+                return *self.load(i), self.truth(i)
+        raise InputError(f"Not one of {len(self.ids)} samples of {self.dataset.root} can be read.")
+
+    def _moved(
+        self,
+        plan: Plan,
+        row: int,
+        key: str,
+        image: Array,
+        size: tuple[int, int],
+        truth: dict[str, Any],
+        out: Array | None,
+    ) -> tuple[Sample, Array]:
+        """The sample as the network sees it, its image in ``out`` where there is one; and the
+        matrix from original to input pixels."""
+        h, w = image.shape[:2]
         matrix = augment.matrix(plan, row, (h, w))
-        geometry.warp(source, matrix, self.image_size, self.fill, out=out)
-        photometry.apply(plan, row, out, self.fill)
-        if (h, w) == size:
-            return matrix
-        return np.asarray(matrix @ geometry.scaling(w / size[1], h / size[0]))
+        if (h, w) != size:
+            matrix = matrix @ geometry.scaling(w / size[1], h / size[0])
+        target = (h, w) if plan.crop == "whole" else (self.image_size, self.image_size)
+        sample = warp_sample(
+            Sample(key=key, image=image, **truth),
+            matrix,
+            target,
+            fill=self.fill,
+            full=size,
+            out=out,
+        )
+        photometry.apply(plan, row, sample.image, self.fill)
+        return sample, matrix
 
     def _collect(self, work: _Work) -> Batch:
         for future in work.futures:
             future.result()
-        return work.batch(self.keep_samples)
+        return work.batch(self.keep_samples, self.fill, self.padding if self.train else None)
 
 
 class _Work:
-    """A batch on its way: what the threads write into."""
+    """A batch on its way: what the threads write into. ``size``: side of its images; ``None``:
+    each has its own."""
 
-    def __init__(self, ids: Array, size: int) -> None:
+    def __init__(self, ids: Array, size: int | None) -> None:
         n = len(ids)
         self.ids = ids
         self.plan: Plan
         self.partner_plan: Plan | None = None
         self.futures: list[Future[None]] = []
-        self.images = np.empty((n, size, size, 3), np.uint8)
-        self.views = list(self.images)
+        self.images = None if size is None else np.empty((n, size, size, 3), np.uint8)
+        self.views = [] if self.images is None else list(self.images)
         self.matrices = np.tile(np.eye(3), (n, 1, 1))
         self.sizes = np.zeros((n, 2), np.int64)
         self.valid = np.ones(n, bool)
@@ -295,20 +328,27 @@ class _Work:
         self.mixed: list[Any] = [None] * n
         self.samples: list[Any] = [None] * n
 
-    def batch(self, keep_samples: bool) -> Batch:
+    def batch(
+        self,
+        keep_samples: bool,
+        fill: tuple[int, int, int],
+        padding: Mapping[str, int] | None,
+    ) -> Batch:
+        """``padding``: ``None`` leaves arrays of different shapes a list."""
         first: Encoded = self.encoded[0]
-        inputs = {name: self._inputs(name) for name in first.inputs}
-        targets = {
-            name: _stacked([e.targets[name] for e in self.encoded]) for name in first.targets
-        }
+        pad = {} if padding is None else padding
+
+        def stacked(encoded: list[Encoded], name: str) -> Any:
+            return _stacked([e.targets[name] for e in encoded], pad.get(name))
+
+        targets = {name: stacked(self.encoded, name) for name in first.targets}
         if self.partner_plan is not None:
-            targets |= {
-                f"mix:{name}": _stacked([e.targets[name] for e in self.mixed])
-                for name in first.targets
-            }
+            targets |= {f"mix:{name}": stacked(self.mixed, name) for name in first.targets}
             targets["mix_lambda"] = self.shares
         return Batch(
-            inputs=inputs,
+            inputs={
+                name: self._inputs(name, None if padding is None else fill) for name in first.inputs
+            },
             targets=targets,
             keys=self.keys,
             ids=self.ids & ((1 << _REPEAT) - 1),
@@ -318,16 +358,26 @@ class _Work:
             samples=self.samples if keep_samples else [],
         )
 
-    def _inputs(self, name: str) -> Any:
+    def _inputs(self, name: str, fill: tuple[int, int, int] | None) -> Any:
         arrays = [e.inputs[name] for e in self.encoded]
         # The image that the task passed on as it came lies in the batch already.
-        if all(a is own for a, own in zip(arrays, self.views, strict=True)):
+        if self.images is not None and all(
+            a is own for a, own in zip(arrays, self.views, strict=True)
+        ):
             return self.images
-        return _stacked(arrays)
+        return _stacked(arrays, fill)
 
 
-def _stacked(arrays: list[Array]) -> Any:
-    """One array, or the list where shapes differ."""
+def _stacked(arrays: list[Array], padding: Any) -> Any:
+    """One array; where shapes differ, padded on the right and below, or, without a padding, the
+    list."""
     if all(a.shape == arrays[0].shape for a in arrays):
         return np.stack(arrays)
-    return arrays
+    if padding is None:
+        return arrays
+    h, w = np.max([a.shape[:2] for a in arrays], 0)
+    out = np.empty((len(arrays), h, w, *arrays[0].shape[2:]), arrays[0].dtype)
+    out[...] = padding
+    for row, array in zip(out, arrays, strict=True):
+        row[: array.shape[0], : array.shape[1]] = array
+    return out

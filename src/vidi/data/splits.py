@@ -28,12 +28,12 @@ def every_nth(labels: Array, n: int) -> tuple[Array, Array]:
     return np.flatnonzero(~taken), np.flatnonzero(taken)
 
 
-def class_weights(labels: Array, classes: int) -> Array:
-    """float64 [K]: N / (K · samples of the class), so that all classes weigh the same and the mean
-    over the samples is 1. A class without a sample weighs 0."""
-    count = np.bincount(labels, minlength=classes)
-    weights = len(labels) / (classes * np.maximum(count, 1))
-    return np.where(count > 0, weights, 0.0)
+def class_weights(counts: Array, power: float = 1.0) -> Array:
+    """float64 [K], from the samples (or pixels) of each class: proportional to 1 / count^power, and
+    1 on average over the samples. With power 1 all classes weigh the same. A class without a sample
+    weighs 0."""
+    weights = np.where(counts > 0, np.maximum(counts, 1.0) ** -power, 0.0)
+    return np.asarray(weights * counts.sum() / (weights * counts).sum())
 
 
 def _rank_in_class(labels: Array, by: Array) -> tuple[Array, Array]:

@@ -31,6 +31,14 @@ MUON_SHARE = 0.1
 """Muon is the default where making its updates orthogonal costs at most this share of a step."""
 CPU_MINUTES = 10.0
 GPU_MINUTES = 30.0
+DENSE = ("segmentation",)
+"""Tasks whose labels are per pixel: training sees crops, evaluation whole images, as they are."""
+NATIVE = 720
+"""Up to this median shorter side, images with labels per pixel stay at their own size; larger ones
+are shrunk to :data:`SHRUNK`, at which most objects can still be told."""
+SHRUNK = 512
+EVALUATING = 0.1
+"""The share of training's time that evaluations in between may take."""
 
 
 def cores() -> int:
@@ -49,8 +57,21 @@ def for_data(
     weights were trained at, if some are loaded.
     """
     notes: list[str] = []
+    dense = recipe.task in DENSE
+    shorter = recipe.data.shorter
+    if shorter == "auto":
+        shorter = SHRUNK if dense and survey.shorter > NATIVE else 0
+        if shorter:
+            notes.append(
+                f"images are shrunk to a shorter side of {shorter} px (half of them have more than "
+                f"{survey.shorter}); masks are predicted at full size (--data.shorter)"
+            )
     if recipe.image_size != "auto":
         size = recipe.image_size
+    elif dense:
+        most = 512 if device.type == "cuda" else 256
+        size = min(most, survey.shorter if not shorter else min(shorter, survey.shorter))
+        notes.append(f"image size: crops of {size} px in training, whole images in evaluation")
     else:
         if weights_size is not None:
             size, why = weights_size, "what the weights were trained at"
@@ -63,22 +84,31 @@ def for_data(
         notes.append(f"image size: {size} px ({why})")
     model = recipe.model
     if model == "auto":
-        model = "resnet20" if size <= SMALL else "resnet18"
+        model = "fcn_small" if dense else "resnet20" if size <= SMALL else "resnet18"
         notes.append(f"model: {model} (for {size} px)")
     batch = recipe.batch_size
     if batch == "auto":
         # At least twenty updates an epoch, in batches that fill the processor.
-        most = 128 if device.type == "cuda" else 64
+        most = 16 if dense else 128 if device.type == "cuda" else 64
         batch = max(8, min(most, 1 << max(0, (images // 20).bit_length() - 1)))
         notes.append(f"batch size: {batch} (of {images:,} training images)")
     augmentation = recipe.augmentation
     if augmentation.preset == "auto":
-        preset: Literal["photos", "digits", "small"] = "photos"
-        if size <= SMALL:
+        preset: Literal["photos", "digits", "small", "dense"] = "photos"
+        if dense:
+            preset = "dense"
+        elif size <= SMALL:
             preset = "digits" if survey.grey else "small"
         augmentation = replace(augmentation, preset=preset)
         kind = "grey" if survey.grey else "colour"
         notes.append(f"augmentation: {preset} ({kind} images at {size} px)")
+    balance = recipe.data.balance
+    if balance == "auto":
+        balance = "sqrt-weights" if recipe.task == "segmentation" else "none"
+        if balance != "none":
+            notes.append("class weights: 1/√frequency (in mean IoU rare classes count as much)")
+    if dense and augmentation.preset == "none" and augmentation.crop == "auto":
+        augmentation = replace(augmentation, crop="whole")
     precision = recipe.precision
     if precision == "auto":
         precision = best_precision(device)
@@ -90,7 +120,8 @@ def for_data(
     threads = recipe.data.threads
     if threads == "auto":
         # Tiny images cost less to augment than a second thread costs a network on the same cores.
-        threads = 0 if size <= SMALL and device.type == "cpu" else min(16, cores())
+        small = size <= SMALL and not dense
+        threads = 0 if small and device.type == "cpu" else min(16, cores())
     resolved = replace(
         recipe,
         model=model,
@@ -100,17 +131,23 @@ def for_data(
         channels_last=channels_last,
         compile=compiled,
         augmentation=augment.resolve(augmentation),
-        data=replace(recipe.data, threads=threads),
+        data=replace(recipe.data, threads=threads, shorter=shorter, balance=balance),
     )
     return resolved, notes
 
 
 def for_model(
-    recipe: Recipe, model: nn.Module, macs: float, images: int, device: torch.device
+    recipe: Recipe,
+    model: nn.Module,
+    macs: float,
+    images: int,
+    device: torch.device,
+    evaluation: float,
 ) -> tuple[Recipe, list[str]]:
     """Optimiser, rate, schedule, regularisation and length.
 
-    ``macs``: multiply-adds of one image's forward pass.
+    ``macs``: multiply-adds of one image's forward pass. ``evaluation``: the time that an evaluation
+    takes, relative to an epoch's.
     """
     notes: list[str] = []
     assert recipe.image_size != "auto" and recipe.batch_size != "auto"
@@ -167,6 +204,9 @@ def for_model(
         weight_decay=decay,
         trunk_lr=(0.1 if tuned else 1.0) if optimiser.trunk_lr == "auto" else optimiser.trunk_lr,
     )
+    every = recipe.length.evaluate_every
+    if every == "auto":
+        every = float(max(1, round(evaluation / EVALUATING)))
     schedule = recipe.schedule
     kind = "one-cycle" if schedule.name == "auto" else schedule.name
     warmup = schedule.warmup
@@ -188,6 +228,7 @@ def for_model(
         lr=lr,
         optimiser=optimiser,
         schedule=replace(schedule, name=kind, warmup=round(warmup, 4)),
+        length=replace(recipe.length, evaluate_every=every),
         regularisation=replace(regularisation, label_smoothing=smoothing, ema=ema),
     )
     return resolved, notes

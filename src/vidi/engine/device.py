@@ -131,6 +131,8 @@ def to_device(
         return [moved(v) for v in value] if isinstance(value, list) else value
 
     def normalised(value: object) -> object:
+        if isinstance(value, list):  # images of different sizes: [1, 3, H, W] each
+            return [normalised(one[None]) for one in value]
         image = moved(value)
         if not isinstance(image, torch.Tensor) or image.dtype != torch.uint8:
             return image

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +34,12 @@ class Compute:
 
 @torch.inference_mode()
 def predictions(
-    model: nn.Module, task: Task, loader: Loader, compute: Compute, *, flip: bool = False
-) -> Iterator[tuple[Batch, list[Any]]]:
+    model: nn.Module, task: Task, loader: Loader, compute: Compute, **views: Any
+) -> Generator[tuple[Batch, list[Any]], None, None]:
     """This process's share of the samples, batch by batch, as (batch, predictions).
 
-    A sample that cannot be read is in neither; ``loader.failures`` says why. The network is left
+    ``views``: what the task's ``predict`` averages over (``flip``, ``scales``). A sample that
+    cannot be read is in neither; ``loader.failures`` says why. The network is left
     in the mode it was in.
     """
     was_training = model.training
@@ -50,7 +51,7 @@ def predictions(
                     on_device = to_device(
                         batch, compute.device, compute.normalisation, compute.channels_last
                     )
-                    found = task.predict(model, on_device, flip=flip)
+                    found = task.predict(model, on_device, **views)
                 batch.samples = [s for s, ok in zip(batch.samples, batch.valid, strict=True) if ok]
                 yield batch, [p for p, ok in zip(found, batch.valid, strict=True) if ok]
     finally:
@@ -62,8 +63,7 @@ def evaluate(
     task: Task,
     loader: Loader,
     compute: Compute,
-    *,
-    flip: bool = False,
+    **views: Any,
 ) -> tuple[Meter, int, dict[str, str]]:
     """(meter, samples, failures) of the whole split.
 
@@ -72,7 +72,7 @@ def evaluate(
     """
     meter = task.meter()
     done = 0
-    for batch, found in predictions(model, task, loader, compute, flip=flip):
+    for batch, found in predictions(model, task, loader, compute, **views):
         meter.update(found, batch.samples)
         done += len(found)
     parts = distributed.gathered((meter, done, dict(loader.failures)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import math
@@ -18,7 +19,8 @@ from vidi import models, tasks
 from vidi.data import audit, cache, check, splits
 from vidi.data.dataset import Dataset
 from vidi.data.loader import Loader
-from vidi.data.survey import survey
+from vidi.data.open import KIND
+from vidi.data.survey import LOOK, Survey, class_pixels, survey
 from vidi.engine import defaults, device, distributed
 from vidi.engine.evaluate import Compute
 from vidi.engine.run import BEST, Description, command, read_header, versions
@@ -37,6 +39,13 @@ from vidi.types import Array, Normalisation
 MARGIN = 1.5
 """Images are kept shrunk to this many times the input size, so that a random resized crop of half
 their side still has a pixel for every pixel."""
+
+POWERS = {"weights": 1.0, "sqrt-weights": 0.5}
+BALANCES = {
+    "classification": ("auto", "none", "sampler", *POWERS),
+    "segmentation": ("auto", "none", *POWERS),
+}
+"""How each task can weigh its classes; others cannot."""
 
 
 @dataclass
@@ -78,10 +87,22 @@ def prepare(
             f"{dataset.root} is data for {dataset.task}, which is read and can be checked, but "
             f"there is no training for it yet; there is for {', '.join(tasks.names())}."
         )
-    if recipe.data.balance != "none" and (dataset.labels is None or dataset.labels.ndim > 1):
+    if recipe.data.balance not in BALANCES.get(dataset.task, ("auto", "none")):
         raise InputError(
-            f"--data.balance {recipe.data.balance} is for data with one class per image; "
-            f"{dataset.root} is data for {dataset.task}. Leave it at none."
+            f"--data.balance {recipe.data.balance} is for data with one class per image"
+            + (" or pixel" if recipe.data.balance in POWERS else "")
+            + f"; {dataset.root} is data for {dataset.task}. Leave it at none."
+        )
+    if dataset.task in defaults.DENSE:
+        _refuse_for_dense(recipe)
+    elif (
+        recipe.augmentation.crop in ("zoom", "whole")
+        or recipe.data.shorter not in ("auto", 0)
+        or recipe.optimiser.sum_pixels
+    ):
+        raise InputError(
+            "--augmentation.crop zoom and whole, --data.shorter and --optimiser.sum-pixels are for "
+            f"labels per pixel; {dataset.root} is data for {dataset.task}. Leave them out."
         )
     if recipe.augmentation.pair_jitter and dataset.images2 is None:
         raise InputError(
@@ -138,7 +159,10 @@ def prepare(
         is_head = set(report.replaced).__contains__
     macs = count.macs(model, recipe.image_size)
     if saved is None:
-        recipe, said = defaults.for_model(recipe, model, macs, len(train_ids), where)
+        val = len(dataset.splits["val"])
+        seen = _evaluated_pixels(recipe, look) / recipe.image_size**2
+        share = val * seen / (3 * len(train_ids))  # a forward pass is a third of a step's work
+        recipe, said = defaults.for_model(recipe, model, macs, len(train_ids), where, share)
         notes += said
     if recipe.freeze:
         freeze(model, recipe.freeze)
@@ -154,7 +178,13 @@ def prepare(
         recipe.data.cache,
         recipe.data.cache_gb,
     )
-    bad = _check(dataset, recipe, store.load)
+    truth = cache.keep_truth(dataset)
+
+    def read(i: int) -> tuple[Array, tuple[int, int]]:
+        truth(i)
+        return store.load(i)
+
+    bad = _check(dataset, recipe, store.load if dataset.truth is None else read)
     if bad and saved is None:
         dataset = without(dataset, bad)
         many = "1 image is" if len(bad) == 1 else f"{len(bad):,} images are"
@@ -169,16 +199,34 @@ def prepare(
             module.eval()
 
     labels = None if dataset.labels is None else dataset.labels[train_ids]
-    task = make_task(dataset.task, classes, recipe, labels, loss)
+    counts = None
+    if labels is not None and labels.ndim == 1:
+        counts = np.bincount(labels, minlength=len(classes))
+    elif dataset.task == "segmentation":
+        counts = class_pixels(truth, train_ids, len(classes))
+        missing = [name for name, n in zip(classes, counts, strict=True) if not n]
+        if missing and saved is None:
+            many = f"the {LOOK:,} training masks looked at" if len(train_ids) > LOOK else "training"
+            notes.append(f"no pixel of {many} is {' or '.join(missing)}, which will not be learned")
+    task = make_task(dataset.task, classes, recipe, counts, loss)
     compute = Compute(where, recipe.precision, bool(recipe.channels_last), normalisation)
     balance = None
     if recipe.data.balance == "sampler" and labels is not None:
-        balance = splits.class_weights(labels, len(classes))[labels]
+        assert counts is not None
+        balance = splits.class_weights(counts)[labels]
     train = loader(
-        dataset, train_ids, recipe, task, store.load, normalisation, train=True, balance=balance
+        dataset,
+        train_ids,
+        recipe,
+        task,
+        store.load,
+        normalisation,
+        truth=truth,
+        train=True,
+        balance=balance,
     )
     loaders = {
-        name: loader(dataset, ids, recipe, task, store.load, normalisation)
+        name: loader(dataset, ids, recipe, task, store.load, normalisation, truth=truth)
         for name, ids in dataset.splits.items()
         if name != "train"
     }
@@ -219,19 +267,19 @@ def prepare(
 
 
 def make_task(
-    name: str, classes: tuple[str, ...], recipe: Recipe, labels: Array | None, loss: Any = None
+    name: str, classes: tuple[str, ...], recipe: Recipe, counts: Array | None, loss: Any = None
 ) -> Task:
-    """The task for those classes; ``labels`` of the training split weigh them where asked."""
-    weights = None
-    if recipe.data.balance == "weights" and labels is not None:
-        weights = splits.class_weights(labels, len(classes)).astype(np.float32)
-    smoothing = recipe.regularisation.label_smoothing
-    task: Task = tasks.find(name).Task(
-        classes=classes,
-        label_smoothing=0.0 if smoothing == "auto" else smoothing,
-        class_weights=weights,
-        loss=loss,
-    )
+    """The task for those classes; ``counts``, int64 [K], of training samples or pixels weigh them
+    where asked."""
+    options: dict[str, Any] = {}
+    if recipe.data.balance in POWERS and counts is not None:
+        weights = splits.class_weights(counts, POWERS[recipe.data.balance])
+        options["class_weights"] = weights.astype(np.float32)
+    if recipe.regularisation.label_smoothing != "auto":
+        options["label_smoothing"] = recipe.regularisation.label_smoothing
+    if name in defaults.DENSE:
+        options["sum_pixels"] = recipe.optimiser.sum_pixels
+    task: Task = tasks.find(name).Task(classes=classes, loss=loss, **options)
     return task
 
 
@@ -243,22 +291,28 @@ def loader(
     load: Callable[[int], tuple[Array, tuple[int, int]]],
     normalisation: Normalisation,
     *,
+    truth: Callable[[int], dict[str, Any]] | None = None,
     train: bool = False,
     balance: Array | None = None,
 ) -> Loader:
     """The loader of some of a dataset's samples, as the recipe has it."""
     assert recipe.image_size != "auto" and recipe.batch_size != "auto"
     assert recipe.data.threads != "auto"
+    batch = recipe.batch_size
+    if not train and recipe.task in defaults.DENSE:
+        batch = min(batch, _whole_images(dataset, ids, recipe) * distributed.world())
     return Loader(
         dataset,
         ids,
         load=load,
+        truth=truth,
+        padding=task.padding,
         encode=lambda sample, rng: task.encode(sample, rng, train=train),
         augmentation=recipe.augmentation,
         image_size=recipe.image_size,
         # What lies outside an image is the mean colour: zero once normalised.
         fill=tuple(round(255 * m) for m in normalisation.mean),
-        batch_size=recipe.batch_size,
+        batch_size=batch,
         seed=recipe.seed,
         train=train,
         threads=recipe.data.threads,
@@ -270,11 +324,50 @@ def loader(
     )
 
 
-def kept_size(recipe: Recipe) -> int:
+EVALUATED_PIXELS = 1 << 20
+"""Of whole images, so many pixels go through the network at once."""
+
+
+def _whole_images(dataset: Dataset, ids: Array, recipe: Recipe) -> int:
+    """How many whole images make a batch of evaluation, by the largest of a few."""
+    largest = 0
+    for i in ids[np.linspace(0, len(ids) - 1, min(16, len(ids))).round().astype(np.int64)]:
+        with contextlib.suppress(InputError):  # loading it will say so
+            h, w = dataset.images.size(int(i))
+            shrunk = min(1.0, (kept_size(recipe) or min(h, w)) / min(h, w))
+            largest = max(largest, round(h * w * shrunk**2))
+    return max(1, EVALUATED_PIXELS // max(1, largest))
+
+
+def kept_size(recipe: Recipe) -> int | None:
     """The shorter side, in pixels, to which images are shrunk before they are augmented."""
-    assert recipe.image_size != "auto"
+    assert recipe.image_size != "auto" and recipe.data.shorter != "auto"
+    if recipe.task in defaults.DENSE:
+        return recipe.data.shorter or None
     enlarged = recipe.augmentation.crop == "random-resized"
     return math.ceil(recipe.image_size * (MARGIN if enlarged else 1))
+
+
+def _refuse_for_dense(recipe: Recipe) -> None:
+    """InputError for augmentation that makes no sense of labels per pixel."""
+    a = recipe.augmentation
+    if a.crop not in ("auto", "zoom", "whole") or a.preset not in ("auto", "dense", "none"):
+        raise InputError(
+            "Labels per pixel are trained on with the augmentation preset dense (or none) and the "
+            f"crop zoom or whole, which keep proportions; asked for are {a.preset} and {a.crop}."
+        )
+    if any(value not in ("auto", 0) for value in (a.mixup, a.cutmix)):
+        raise InputError("Mixup and CutMix mix labels of whole images; there are labels per pixel.")
+
+
+def _evaluated_pixels(recipe: Recipe, look: Survey) -> float:
+    """Pixels of an image as evaluation sees it, on average."""
+    assert recipe.image_size != "auto" and recipe.data.shorter != "auto"
+    if recipe.task not in defaults.DENSE:
+        return float(recipe.image_size**2)
+    shorter = look.sides.min(1)
+    kept = np.minimum(shorter, recipe.data.shorter) if recipe.data.shorter else shorter
+    return float((look.sides.prod(1) * (kept / shorter) ** 2).mean())
 
 
 def without(dataset: Dataset, bad: dict[str, str]) -> Dataset:
@@ -335,14 +428,16 @@ def build(recipe: Recipe, network: Any, classes: int) -> nn.Module:
             "Python and is not in its folder. Hand it over again, or train under an address, "
             "model='package.module:function'."
         )
+    task = KIND.get(recipe.task, recipe.task)
     if isinstance(network, nn.Module):
-        models.check(network, recipe.model, classes, recipe.image_size)
+        models.check(network, recipe.model, classes, recipe.image_size, task=task)
         return network
     return models.build(
         recipe.model,
         num_classes=classes,
         image_size=recipe.image_size,
         builder=network,
+        task=task,
         dropout=recipe.regularisation.dropout,
     )
 

@@ -23,7 +23,7 @@ from vidi.data.loader import Loader
 from vidi.engine import checkpoint, distributed, optimisers, schedules
 from vidi.engine.device import to_device
 from vidi.engine.ema import Average
-from vidi.engine.evaluate import Compute, evaluate
+from vidi.engine.evaluate import Compute, evaluate, predictions
 from vidi.engine.nonfinite import first_gradient, first_layer
 from vidi.engine.prepare import unreadable
 from vidi.engine.run import Description, RunDirectory
@@ -131,7 +131,7 @@ def fit(
     recipe = description.recipe
     per_epoch = train.steps_per_epoch
     warmup = round(_number(recipe.schedule.warmup) * per_epoch)
-    evaluate_every = max(1, round(recipe.length.evaluate_every * per_epoch))
+    evaluate_every = max(1, round(_number(recipe.length.evaluate_every) * per_epoch))
     patience = recipe.length.patience
 
     compiled: nn.Module = torch.compile(model) if recipe.compile else model  # type: ignore[assignment]
@@ -228,7 +228,10 @@ def fit(
                             images_per_second=clock.images_per_second,
                         )
                     if at.total is None:
-                        at.total = _measured_length(clock, recipe, at.step, evaluate_every, val)
+                        at.total = _measured_length(
+                            clock, recipe, at.step, evaluate_every, judged, task, val, compute
+                        )
+                        began = time.perf_counter()
                         if at.total is not None:
                             at.minutes = recipe.length.minutes
                             save()
@@ -529,7 +532,14 @@ def _recorder(run: RunDirectory, recipe: Recipe, step: int) -> Callable[..., Non
 
 
 def _measured_length(
-    clock: Clock, recipe: Recipe, step: int, evaluate_every: int, val: Loader
+    clock: Clock,
+    recipe: Recipe,
+    step: int,
+    evaluate_every: int,
+    model: nn.Module,
+    task: Task,
+    val: Loader,
+    compute: Compute,
 ) -> int | None:
     """The steps that fit into the recipe's minutes, once enough of them have been timed."""
     first, last = MEASURED
@@ -539,8 +549,10 @@ def _measured_length(
         return None
     assert recipe.length.minutes is not None and recipe.batch_size != "auto"
     per_step = clock.seconds / (last - first)
-    # A forward pass is a third of a step's work.
-    per_evaluation = per_step * len(val) / recipe.batch_size / 3
+    began = time.perf_counter()
+    with contextlib.closing(predictions(model, task, val, compute)) as batches:
+        next(batches)
+    per_evaluation = (time.perf_counter() - began) * val.steps_per_epoch
     left = 60 * recipe.length.minutes - (time.perf_counter() - clock.started)
     steps = step + max(0, int(left / (per_step + per_evaluation / evaluate_every)))
     return int(distributed.from_writer(steps))

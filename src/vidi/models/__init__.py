@@ -4,8 +4,10 @@
 command line, a user's own as ``my_package.nets:build``, and timm's as ``timm:convnext_tiny``.
 Nothing is registered: a network is any public function of a module in this package that returns a
 module and needs no argument, so a new architecture is one new file. Its class says where it comes
-from (``source``) and its usual image size in pixels (``image_size``); ``aux_weight``, where there
-is one, multiplies the losses of the outputs after the first.
+from (``source``), its usual image size in pixels (``image_size``) and, unless it classifies images,
+its ``task``; ``aux_weight``, where there is one, multiplies the losses of the outputs after the
+first. A class with ``adopt(tensors)`` takes over other networks' weights: given a file's tensors by
+name, it tells which of them is which of its own, or None if they are of no network it knows.
 
 Importing this package does not import torch; the first use of a network does.
 """
@@ -25,13 +27,17 @@ from vidi.errors import InputError
 if TYPE_CHECKING:
     from torch import nn
 
+    from vidi.models.convolutional import convolutionalize
+
     Builder = Callable[..., nn.Module]
 
-__all__ = ["Description", "build", "check", "describe", "find", "names"]
+__all__ = ["Description", "build", "check", "convolutionalize", "describe", "find", "names"]
 
 
 def __getattr__(name: str) -> Any:
     if not name.startswith("_"):
+        if name == "convolutionalize":  # no builder: it takes a network
+            return importlib.import_module(f"{__name__}.convolutional").convolutionalize
         if name in _module_names():
             return importlib.import_module(f"{__name__}.{name}")
         if name in (builders := _builders()):
@@ -43,9 +49,16 @@ def __dir__() -> list[str]:
     return sorted({*__all__, *_module_names(), *_builders()})
 
 
-def names() -> list[str]:
-    """The names of all networks in this package, file by file in the order of definition."""
-    return list(_builders())
+def names(task: str | None = None) -> list[str]:
+    """The names of all networks in this package, file by file in the order of definition.
+
+    ``task``: only those for it; several labels per image are classified like one.
+    """
+    return [
+        name
+        for name, builder in _builders().items()
+        if task is None or _task_of(typing.get_type_hints(builder)["return"]) == _kind(task)
+    ]
 
 
 def find(name: str) -> "Builder":
@@ -74,17 +87,19 @@ def build(
     *,
     num_classes: int,
     image_size: int,
+    task: str = "classification",
     builder: "Builder | None" = None,
     **options: Any,
 ) -> "nn.Module":
     """The network called ``name`` for ``num_classes`` classes and square images of ``image_size``.
 
+    ``task``: what it is to be used for; the form of its output follows from it.
     ``builder``: the function itself, where it was given from Python; ``name`` is then only said.
 
     ``num_classes`` and ``image_size`` (pixels) are passed if the builder takes them, ``options``
     must be taken; an option that is None is left to the builder's default. Raises InputError if
-    the name or an option is unknown, if the network cannot take images of that size, or if it does
-    not give one output per class.
+    the name or an option is unknown, if the network is for another task or cannot take images of
+    that size, or if it does not give one output per class (and pixel).
     """
     if image_size < 1:
         raise InputError(f"An image size of {image_size} pixels is impossible; use at least 1.")
@@ -107,18 +122,28 @@ def build(
     except (TypeError, ValueError) as error:
         said = ", ".join(f"{key}={value!r}" for key, value in given.items())
         raise InputError(f"The network {name} could not be built with {said}: {error}.") from error
-    check(model, name, num_classes, image_size)
+    check(model, name, num_classes, image_size, task)
     return model
 
 
-def check(model: "nn.Module", name: str, num_classes: int, image_size: int) -> None:
-    """Raises InputError unless the network gives one number per class for an image of that size."""
+def check(
+    model: "nn.Module", name: str, num_classes: int, image_size: int, task: str = "classification"
+) -> None:
+    """Raises InputError unless the network fits the task and an image of that size.
+
+    It should give one number per class, for segmentation for each pixel; the first of several
+    outputs (a NamedTuple) counts.
+    """
     from torch import Tensor, nn
 
     from vidi.models import count
 
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} should return a torch.nn.Module; it gave {type(model).__name__}.")
+    dense = task == "segmentation"
+    # A user's own network need not say its task; then its output alone tells.
+    if getattr(model, "task", _kind(task)) != _kind(task):
+        raise _other_task(name, _task_of(model), task)
     try:
         output = count.trial(model, image_size)
     except InputError:
@@ -131,12 +156,17 @@ def check(model: "nn.Module", name: str, num_classes: int, image_size: int) -> N
         ) from error
     if isinstance(output, tuple):
         output = output[0]
-    if not isinstance(output, Tensor) or output.shape != (1, num_classes):
-        found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise InputError(
-            f"The network {name} should give one number per class for one image, a tensor of shape "
-            f"[1, {num_classes}]; it gave {found}. Let its function take num_classes."
-        )
+    wanted = (1, num_classes, image_size, image_size) if dense else (1, num_classes)
+    if isinstance(output, Tensor) and output.shape == wanted:
+        return
+    if dense and isinstance(output, Tensor) and output.dim() == 2:
+        raise _other_task(name, "classification", task)
+    found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    per = "per class and pixel" if dense else "per class"
+    raise InputError(
+        f"The network {name} should give one number {per} for one image, a tensor of shape "
+        f"{list(wanted)}; it gave {found}. Let its function take num_classes."
+    )
 
 
 class Description(NamedTuple):
@@ -148,6 +178,7 @@ class Description(NamedTuple):
     image_size: int
     """Its usual side in pixels."""
     source: str
+    task: str
 
 
 def describe(name: str) -> Description:
@@ -163,9 +194,8 @@ def describe(name: str) -> Description:
         model = builder(**options)
     image_size = getattr(model, "image_size", 224)
     source = getattr(model, "source", type(model).__module__)
-    return Description(
-        count.parameters(model), count.macs(model, image_size), image_size, str(source)
-    )
+    macs = count.macs(model, image_size)
+    return Description(count.parameters(model), macs, image_size, str(source), _task_of(model))
 
 
 def _module_names() -> list[str]:
@@ -195,6 +225,23 @@ def _is_builder(function: Callable[..., Any]) -> bool:
         return False
     returned = typing.get_type_hints(function).get("return")
     return inspect.isclass(returned) and issubclass(returned, nn.Module)
+
+
+def _task_of(network: Any) -> str:
+    """The task of a network or of its class."""
+    return str(getattr(network, "task", "classification"))
+
+
+def _kind(task: str) -> str:
+    """Whether an image has one label or several, it is classified."""
+    return "classification" if task == "multilabel" else task
+
+
+def _other_task(name: str, own: str, asked: str) -> InputError:
+    return InputError(
+        f"The network {name} is for {own}, and this is {asked}. Networks for it are "
+        f"{', '.join(names(asked)) or 'still missing'}; choose one by --model."
+    )
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -3,6 +3,10 @@
 A published network is torchvision's under the same name, so its weights load into ours key by key;
 what is new is the check. A file is verified by the hash in its name, nothing is unpickled, and only
 a head for another number of classes may differ: it keeps its fresh start, and that is said.
+
+A network on another's trunk takes the other's weights too, if its class can tell which is which
+(``adopt``). Its name says whose: ``fcn8s_vgg16`` is on ``vgg16``, whose published weights are then
+its own.
 """
 
 import hashlib
@@ -12,7 +16,7 @@ import re
 import socket
 import urllib.error
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,16 +61,17 @@ class WeightsReport:
     replaced: tuple[str, ...]
     """Parameters left at their fresh initialisation."""
     dropped: tuple[str, ...]
-    """Tensors of auxiliary heads that the network does not have."""
+    """Tensors for which the network has no place: of auxiliary heads, or another task's layers."""
     preprocessing: Preprocessing | None
     """What the weights expect; None if the file does not tell (a run tells it itself)."""
     sentence: str
 
 
 def published(model_name: str) -> tuple[str, ...]:
-    """Names of the published ImageNet weights of a network, the default first; often none.
+    """Names of the published weights of a network or of its trunk, the default first; often none.
 
-    Such as ``("imagenet1k_v1", "imagenet1k_v2")``; for timm's ``("imagenet",)``.
+    Such as ``("imagenet1k_v1", "imagenet1k_v2")``; for timm's ``("imagenet",)``. A network for
+    segmentation may have its own after its trunk's: ``coco_with_voc_labels_v1``.
     """
     if model_name.startswith("timm:"):
         return ("imagenet",) if _timm_config(model_name) is not None else ()
@@ -96,7 +101,8 @@ def load_weights(
     another), which is read from torch.hub's folder or downloaded into it; or a file
     (``.safetensors``, ``.pth``); or a folder with a run's ``best.safetensors`` or the published
     file. A head for another number of classes keeps its fresh initialisation, as do auxiliary
-    heads that the file lacks; the report's sentence says so.
+    heads that the file lacks; the report's sentence says so. Where the file is another network's,
+    on the same trunk, ``model.adopt`` says what of it fits where; all else starts fresh.
 
     Raises InputError if there is no such file or name, if it cannot be downloaded or is damaged,
     if it needs unpickling, or if it belongs to another network.
@@ -106,7 +112,11 @@ def load_weights(
     else:
         path = _locate(weights, model_name)
         state, origin = _read(path), str(path)
-    report = _load(model, state, origin, model_name, num_classes)
+    translated = None if _fits(model, state) else _translation(model, state)
+    if translated is not None:
+        report = _adopt(model, state, translated, origin)
+    else:
+        report = _load(model, state, origin, model_name, num_classes)
     preprocessing = published_preprocessing(model_name, weights)
     return replace(report, preprocessing=preprocessing)
 
@@ -148,6 +158,57 @@ def frozen_modules(model: nn.Module) -> list[nn.Module]:
     if own and not any(parameter.requires_grad for parameter in own):
         return [model]
     return [frozen for child in model.children() for frozen in frozen_modules(child)]
+
+
+def _fits(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether the file holds this network's parameters in its shapes, and no other's."""
+    own = model.state_dict()
+    return all(
+        name in state and state[name].shape == parameter.shape
+        for name, parameter in model.named_parameters()
+    ) and all(name in own or name.startswith(_AUXILIARY) for name in state)
+
+
+def _translation(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, str] | None:
+    """By own name the file's name of what the network can take over from another network."""
+    adopt = getattr(model, "adopt", None)
+    found: dict[str, str] | None = None if adopt is None else adopt(state)
+    return found
+
+
+def _adopt(
+    model: nn.Module, state: Mapping[str, Tensor], translated: Mapping[str, str], origin: str
+) -> WeightsReport:
+    own = model.state_dict()
+    reshaped = [name for name, theirs in translated.items() if state[theirs].dim() == 2]
+    taken = {name: state[theirs].reshape(own[name].shape) for name, theirs in translated.items()}
+    model.load_state_dict(taken, strict=False)
+    fresh = tuple(
+        name for name, p in model.named_parameters() if name not in taken and p.requires_grad
+    )
+    used = set(translated.values())
+    left = tuple(name for name in state if name not in used)
+
+    sentence = f"Loaded {len(taken)} of the {len(state)} tensors of {origin}"
+    if matrices := [name for name in reshaped if own[name].dim() == 4]:
+        sentence += f"; fully connected layers became the convolutions {_layers(matrices)}"
+    sentence += "."
+    if fresh:
+        sentence += f" Beginning fresh: {_layers(fresh)}."
+    if left:
+        sentence += f" Left out, since this network has no place for it: {_layers(left)}."
+    return WeightsReport(
+        loaded=len(taken), replaced=fresh, dropped=left, preprocessing=None, sentence=sentence
+    )
+
+
+def _layers(tensors: Iterable[str]) -> str:
+    """The layers of the named tensors; those of one auxiliary head as one."""
+    layers = (
+        name.partition(".")[0] if name.startswith(_AUXILIARY) else name.rpartition(".")[0]
+        for name in tensors
+    )
+    return ", ".join(dict.fromkeys(layers))
 
 
 def _load(
@@ -358,25 +419,37 @@ def _hash_of(path: Path) -> str:
 
 
 def _members(model_name: str) -> dict[str, Any]:
-    """torchvision's ImageNet weights for a network of ours that is also one of torchvision's."""
+    """torchvision's weights for a network of ours, its trunk's before its own."""
     if ":" in model_name or model_name not in models.names():
         return {}
+    trunk = _trunk(model_name)
+    return {**(_enumerated(trunk) if trunk else {}), **_enumerated(model_name)}
+
+
+def _enumerated(name: str) -> dict[str, Any]:
     torchvision_models = importlib.import_module("torchvision.models")
     try:
-        enum = torchvision_models.get_model_weights(model_name)
+        enum = torchvision_models.get_model_weights(name)
     except ValueError:
         return {}
     # Weights without categories are trunks for other tasks (VGG-16's "features").
     return {
         member.name: member
         for member in enum
-        if member.name.startswith("IMAGENET") and member.meta.get("categories")
+        if member.name.startswith(("IMAGENET", "COCO")) and member.meta.get("categories")
     }
 
 
+def _trunk(model_name: str) -> str | None:
+    """The network that a name ends in: ``vgg16`` for ``fcn8s_vgg16``."""
+    words = model_name.split("_")
+    ends = ("_".join(words[i:]) for i in range(1, len(words)))
+    return next((end for end in ends if end in models.names()), None)
+
+
 def _member(members: Mapping[str, Any], weights: str) -> Any | None:
-    if weights.lower() == "imagenet":
-        return next(iter(members.values()), None)  # the first version
+    if weights.lower() == "imagenet":  # the first version
+        return next((m for name, m in members.items() if name.startswith("IMAGENET")), None)
     return members.get(weights.upper())
 
 
@@ -387,20 +460,26 @@ def _file_name(member: Any) -> str:
 def _torchvision_preprocessing(model_name: str, member: Any) -> Preprocessing:
     transforms = member.transforms()
     mean, std = tuple(transforms.mean), tuple(transforms.std)
-    if model_name == "googlenet":
+    trunk = _trunk(model_name)
+    if "googlenet" in (model_name, trunk):
         # These weights came from TensorFlow and want pixels in [-1, 1]. torchvision normalises as
         # for its other networks and lets the network undo it (transform_input); said at once here.
         mean = std = (0.5, 0.5, 0.5)
+    imagenet = member.name.startswith("IMAGENET")
+    # Networks for segmentation were trained on whole images, whose shorter side is known.
+    size = (transforms.crop_size if imagenet else transforms.resize_size)[0]
+    data = "ImageNet-1k, whose terms are for research" if imagenet else "COCO, VOC's categories"
     return Preprocessing(
         mean=mean,
         std=std,
-        image_size=transforms.crop_size[0],
+        image_size=size,
         resize_size=transforms.resize_size[0],
         interpolation=transforms.interpolation.value,
-        categories=tuple(member.meta["categories"]),
+        # A trunk's weights come without the layer that knew the categories.
+        categories=None if trunk and imagenet else tuple(member.meta["categories"]),
         source=(
-            f"torchvision's {member} (code BSD-3-Clause), trained on ImageNet-1k, whose terms are "
-            f"for research; recipe: {member.meta['recipe']}"
+            f"torchvision's {member} (code BSD-3-Clause), trained on {data}; "
+            f"recipe: {member.meta['recipe']}"
         ),
     )
 

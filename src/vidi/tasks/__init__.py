@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ class Task(Protocol):
     outputs: int
     """What the network is built for: the number of classes."""
 
+    padding: Mapping[str, int]
+    """What targets are padded with, by name, where a batch's images differ in size."""
+
     def encode(self, sample: Sample, rng: Any, *, train: bool) -> Encoded:
         """Network inputs and targets of one sample whose geometry is settled."""
 
@@ -36,7 +40,8 @@ class Task(Protocol):
         """Each loss's sum over the batch, under the same names."""
 
     def predict(self, model: nn.Module, batch: Batch, *, flip: bool = False) -> list[Any]:
-        """One prediction per sample, in the original image's terms."""
+        """One prediction per sample, in the original image's terms. A task with labels per pixel
+        takes ``scales`` too, the sizes of the image that are averaged over."""
 
     def meter(self) -> Meter: ...
 

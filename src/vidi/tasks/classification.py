@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class Task:
     class_weights: Array | None = None
     loss: Callable[..., Tensor] | None = None
     headline: str = "accuracy"
+    padding: ClassVar[dict[str, int]] = {}
 
     @property
     def outputs(self) -> int:
