@@ -140,9 +140,15 @@ def test_a_rate_that_is_given_is_sgds() -> None:
     recipe = recipes.replace(Recipe(), {"image_size": 32, "batch_size": 64})
     for change, name in (({}, "muon"), ({"lr": 0.1}, "sgd"), ({"optimiser.momentum": 0.8}, "sgd")):
         wanted = recipes.replace(recipe, change)
-        found, _ = defaults.for_model(wanted, model, 4e7, 1000, torch.device("cpu"))
+        found, _ = defaults.for_model(wanted, model, 4e7, 1000, torch.device("cpu"), 0.1)
         assert found.optimiser.name == name
     tuned = recipes.replace(recipe, {"weights": "imagenet"})
-    assert (
-        defaults.for_model(tuned, model, 4e7, 1000, torch.device("cpu"))[0].optimiser.name == "sgd"
-    )
+    found, _ = defaults.for_model(tuned, model, 4e7, 1000, torch.device("cpu"), 0.1)
+    assert found.optimiser.name == "sgd"
+
+
+def test_muon_leaves_all_score_layers_and_upsampling_alone() -> None:
+    model = vidi.models.fcn8s_vgg16(num_classes=5)
+    weights = {name for name, p in model.named_parameters() if p.ndim > 1}
+    left = weights - set(optimisers.matrices(model))
+    assert left == {name for name in weights if "score" in name} | {"classifier.6.weight"}

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from sklearn.metrics import confusion_matrix, jaccard_score, recall_score
 from torch import Tensor, nn
 
+from vidi.ops import tiles
 from vidi.tasks.segmentation import IGNORE, Prediction, Task, likeliest
 from vidi.types import Array, Batch, Sample
 
@@ -207,3 +208,33 @@ def test_only_ignored_pixels_are_no_error() -> None:
     meter = Task(CLASSES).meter()
     meter.update([Prediction(np.zeros((4, 4), np.uint8))], [sample(np.full((4, 4), 255, np.uint8))])
     assert set(meter.compute().values()) == {0.0}
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_large_images_in_tiles_are_the_whole_image(
+    flip: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "SMALL", 20 * 20)
+    monkeypatch.setattr(tiles, "MEMORY", 2e5)
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, K, 3, padding=1),
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+    ).eval()
+    image = torch.randn(2, 3, 90, 120)
+    task = Task(CLASSES)
+    seen: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
+    with torch.no_grad():
+        found = task.predict(model, batch(image), flip=flip)
+        assert max(shape[2] * shape[3] for shape in seen[-4:]) < 90 * 120 / 2, "in tiles, indeed"
+        scores = model(image).softmax(1)
+        scores = scores + model(image.flip(3)).softmax(1).flip(3) if flip else scores
+    # Where two classes are all but equal, rounding decides.
+    top = scores.topk(2, dim=1).values
+    clear = (top[:, 0] - top[:, 1] > 1e-5).numpy()
+    assert clear.mean() > 0.99
+    for one, expected, sure in zip(found, scores.argmax(1).numpy(), clear, strict=True):
+        assert np.array_equal(one.mask[sure], expected[sure])

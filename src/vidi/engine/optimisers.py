@@ -42,9 +42,22 @@ def groups(
 
 
 def matrices(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights of the hidden layers: all of two dimensions or more but the last."""
+    """The weights of the hidden layers: all of two dimensions or more but those of the output.
+
+    The output's are the last one, and others that give or move the same classes: fully connected or
+    1×1 layers to as many (an FCN has one for each resolution), and layers from as many to as many
+    (its upsampling).
+    """
     weights = {name: p for name, p in model.named_parameters() if p.ndim >= 2}
-    return dict(list(weights.items())[:-1])
+    if not weights:
+        return {}
+    classes = next(reversed(weights.values())).shape[0]
+
+    def scores(p: nn.Parameter) -> bool:
+        return p.shape[0] == classes and (p[0, 0].numel() == 1 or p.shape[1] == classes)
+
+    last = next(reversed(weights))
+    return {name: p for name, p in weights.items() if name != last and not scores(p)}
 
 
 def make(groups: Iterable[dict[str, Any]], recipe: Optimiser, lr: float) -> torch.optim.Optimizer:

@@ -31,6 +31,9 @@ from vidi.errors import InputError
 TOLERANCE = 1e-4
 """Largest difference from the classifier, as a share of the largest score, that is rounding."""
 
+CELLS = 256
+"""Windows of feature maps that are laid out at a time, since they overlap and so take space."""
+
 SUPPORTED = (
     "What can be converted: convolutions, then pooling or flattening, then linear layers, one "
     "after the other in forward()."
@@ -85,6 +88,31 @@ class Convolutional(nn.Module):
             )
         scores: Tensor = self.head(self.features(x))
         return scores
+
+
+class LinearAtWindows(nn.Conv2d):
+    """A linear layer as the convolution that it is, without stride and padding.
+
+    On a CPU it runs as matrix products, which take the weights as they lie: a convolution would
+    rearrange them at each call, and a fully connected layer has a hundred million.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        h, w = self.weight.shape[2:]
+        weight = self.weight.flatten(1)
+        n, _, height, width = x.shape
+        height, width = height - h + 1, width - w + 1
+        if (h, w) == (1, 1):
+            return F.linear(x.permute(0, 2, 3, 1), weight, self.bias).permute(0, 3, 1, 2)
+        some = max(1, CELLS // width)
+        rows = []
+        for top in range(0, height, some):
+            count = min(some, height - top)
+            windows = F.unfold(x[:, :, top : top + count + h - 1], (h, w)).transpose(1, 2)
+            rows.append(F.linear(windows, weight, self.bias).view(n, count, width, -1))
+        return torch.cat(rows, 1).permute(0, 3, 1, 2)
 
 
 class Windows(nn.Module):
@@ -606,7 +634,7 @@ def _averages(inputs: int, outputs: int) -> Tensor:
 
 
 @torch.no_grad()
-def _as_convolution(head: _Head, linear: nn.Linear) -> nn.Conv2d:
+def _as_convolution(head: _Head, linear: nn.Linear) -> LinearAtWindows:
     """The linear layer as a convolution: its weights seen in another shape, or with the average
     pooling that waits before it multiplied into them."""
     k = linear.out_features
@@ -622,7 +650,7 @@ def _as_convolution(head: _Head, linear: nn.Linear) -> nn.Conv2d:
     else:
         weight = linear.weight.detach().view(k, c, h, w)
     with torch.device("meta"):
-        layer = nn.Conv2d(c, k, (h, w), bias=linear.bias is not None)
+        layer = LinearAtWindows(c, k, (h, w), bias=linear.bias is not None)
     layer.weight = nn.Parameter(weight, linear.weight.requires_grad)
     layer.bias = linear.bias
     return layer
@@ -656,8 +684,11 @@ def _stride(features: nn.Module, size: int, shape: tuple[int, int, int], net: nn
         with torch.no_grad():
             fits(far, 0)
             grown = max(1, sizes[far][0] - shape[1])
-            for stride in range(far // (grown + 1) + 1, far // max(1, grown - 1) + 1):
-                if all(fits(n * stride, n) for n in (1, 2, 3, max(1, grown - 1))):
+            near = range(far // (grown + 1) + 1, far // max(1, grown - 1) + 1)
+            for stride in sorted(near, key=lambda s: far % s != 0):
+                # Maps are rounded to whole cells, which hides an error until it adds up to one.
+                last = grown if far % stride == 0 else stride
+                if all(fits(n * stride, n) for n in (1, 2, 3, last)):
                     return stride
     except Exception as error:  # any operation may be the one
         raise InputError(

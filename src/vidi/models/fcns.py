@@ -297,6 +297,13 @@ def fcn8s_vgg16(
     return FCN(network, num_classes, kernel=7, stride=8, pad100=pad100, scaled=scaled)
 
 
+def fcn8s_atonce_vgg16(
+    num_classes: int = 21, *, dropout: float | None = None, pad100: bool = False
+) -> FCN:
+    """FCN-8s on VGG-16, to be trained all at once from a classifier: pool4 and pool3 scaled."""
+    return fcn8s_vgg16(num_classes, dropout=dropout, pad100=pad100, scaled=True)
+
+
 def fcn32s_alexnet(
     num_classes: int = 21, *, dropout: float | None = None, pad100: bool = False
 ) -> FCN:

@@ -7,7 +7,7 @@ Long, Shelhamer & Darrell 2015, "Fully convolutional networks for semantic segme
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vidi.ops import receptive, tiles
 from vidi.tasks import masked
-from vidi.types import Array, Batch, Encoded, Meter, Sample
+from vidi.types import Array, Batch, Encoded, Meter, Notes, Sample
 
 IGNORE = 255
 """The class of pixels that count for nothing."""
@@ -46,7 +47,10 @@ class Task:
     sum_pixels: bool = False
     loss: Callable[..., Tensor] | None = None
     headline: str = "miou"
+    notes: Notes = field(default_factory=list)
+    """What should be known of predictions that were made in tiles."""
     padding: ClassVar[dict[str, int]] = {"mask": IGNORE}
+    _fields: dict[tuple[float, ...], receptive.Field] = field(default_factory=dict)
 
     @property
     def outputs(self) -> int:
@@ -88,14 +92,38 @@ class Task:
         scales: Sequence[float] = (1.0,),
     ) -> list[Prediction]:
         """``flip``, ``scales``: probabilities averaged over the image, its mirror image, and both
-        at several sizes. Images of one size go through the network together."""
+        at several sizes. Images of one size go through the network together; large ones go alone,
+        in tiles where they would not fit into memory (:mod:`vidi.ops.tiles`)."""
+
+        def network(image: Tensor) -> Tensor:
+            return self._scores(model, image, flip, scales)
+
         out: list[Any] = [None] * len(batch)
-        for rows, image in _by_size(batch.inputs["image"]):
-            scores = self._scores(model, image, flip, scales)
-            for row, score in zip(rows, scores, strict=True):
+        for rows, images in _by_size(batch.inputs["image"]):
+            seen = (images.shape[2], images.shape[3])
+            if seen[0] * seen[1] > tiles.SMALL and (batch.sizes[rows] == seen).all():
+                for row, image in zip(rows, images, strict=True):
+                    out[row] = Prediction(self._tiled(network, image, (flip, *scales)))
+                continue
+            for row, score in zip(rows, network(images), strict=True):
                 h, w = (int(side) for side in batch.sizes[row])
                 out[row] = Prediction(likeliest(score, (h, w)))
         return out
+
+    def _tiled(self, network: receptive.Dense, image: Tensor, views: tuple[float, ...]) -> Array:
+        """The labels of a large image, [3, H, W]."""
+        if views not in self._fields:
+            self._fields[views] = receptive.measure(network, like=image[:0])
+        notes: Notes = []
+        mask = tiles.predict_tiled(
+            network,
+            image.permute(1, 2, 0),
+            lambda part: part.permute(2, 0, 1)[None],
+            field=self._fields[views],
+            notes=notes,
+        )
+        self.notes += [note for note in notes if note not in self.notes]
+        return mask
 
     def meter(self) -> SegmentationMeter:
         return SegmentationMeter(len(self.classes))
