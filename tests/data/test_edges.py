@@ -14,8 +14,8 @@ from scipy.ndimage import distance_transform_edt
 from skimage import morphology
 
 from vidi.data import edges
-from vidi.ops.thinning import thin
 from vidi.data import geometry as g
+from vidi.ops.thinning import thin
 from vidi.types import Array
 
 
