@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib.util
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import safetensors
 import safetensors.torch
@@ -47,7 +49,10 @@ from vidi.models.convolutional import Convolutional, convolutionalize
 from vidi.recipe import Recipe
 from vidi.report import progress as report
 from vidi.tasks import multilabel
-from vidi.types import Array
+from vidi.types import Array, Notes
+
+DRAWN = 6
+"""Samples whose predictions are drawn into a run."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +226,8 @@ class Model:
     description: Description
     network: nn.Module
     compute: Compute
+    notes: Notes = field(default_factory=list)
+    """What should be known of the predictions made so far."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -229,6 +236,16 @@ class Model:
     @property
     def recipe(self) -> Recipe:
         return self.description.recipe
+
+    @property
+    def palette(self) -> list[list[int]] | None:
+        """RGB of each class, where the training data gave it."""
+        return self.description.data.get("palette")
+
+    def image(self, path: str | Path) -> Array:
+        """The image as predictions see it before it is shrunk: upright, uint8 RGB [H, W, 3]."""
+        source = from_images([path], max_megapixels=self.recipe.data.max_megapixels)
+        return source.images.load(0, None)[0]
 
     def predict(
         self, sources: Any, *, flip: bool = False, scales: Sequence[float] = (1.0,)
@@ -251,6 +268,7 @@ class Model:
         if batches.failures:
             raise InputError(unreadable(batches.failures, "and got no prediction"))
         if self.recipe.task == "segmentation":
+            self.notes += [note for note in task.notes if note not in self.notes]
             return [
                 Segmentation(dataset.images.key(i), p.mask, self._shares(p.mask))
                 for i, p in enumerate(found)
@@ -568,6 +586,28 @@ def _draw(directory: RunDirectory, made: Prepared, results: dict[str, Any]) -> N
     if "confusion" in results.get(split, {}):
         confusion = np.array(results[split]["confusion"])
         pictures.confusion(confusion, made.description.classes, directory.path / "confusion.png")
+    if results and made.description.recipe.task == "segmentation":
+        _draw_masks(directory, made, split)
+
+
+def _draw_masks(directory: RunDirectory, made: Prepared, split: str) -> None:
+    """A sheet of some of the split's images with their true and predicted masks."""
+    from vidi.report import overlay
+
+    some = copy.copy(made.loaders[split])
+    some.ids = some.ids[np.unique(np.linspace(0, len(some.ids) - 1, DRAWN).round().astype(int))]
+    images, truths, masks, keys = [], [], [], []
+    for batch, found in predictions(made.model, made.task, some, made.compute):
+        for sample, prediction in zip(batch.samples, found, strict=True):
+            assert sample.mask is not None
+            truths.append(sample.mask)
+            masks.append(prediction.mask)
+            keys.append(sample.key)
+            images.append(cv2.resize(sample.image, prediction.mask.shape[::-1]))
+    classes = made.description.classes
+    colours = overlay.palette(len(classes), some.dataset.palette)
+    path = directory.path / "predictions.png"
+    overlay.segmentation_sheet(images, truths, masks, classes, colours, path, titles=keys)
 
 
 def _table(result: Run) -> list[tuple[str, str]]:

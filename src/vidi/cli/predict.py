@@ -1,4 +1,4 @@
-"""Say what a run sees in images: class and probability, and where, as heat maps."""
+"""Say what a run sees in images, and where: classes, heat maps, masks."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from vidi.cli.arguments import parse
 from vidi.errors import InputError
 
 if TYPE_CHECKING:
-    from vidi.api import Model, Prediction
+    from vidi.api import Model, Prediction, Segmentation
     from vidi.engine.heatmaps import HeatMap
 
-CHUNK = 64
-"""Images predicted before their lines are printed."""
+CHUNK = {"segmentation": 4}
+"""Images predicted before their lines are printed: 64, or fewer where each gives an image."""
 SHEET = 24
 """Heat maps on the sheet."""
 
 
 @dataclass(frozen=True)
 class Predict:
-    """Say what a run sees in images: class and probability, one line each.
+    """Say what a run sees in images: class and probability, one line each; or a class for each
+    pixel, as pictures.
 
     vidi predict runs/photos-resnet18 cat.jpg holiday/
     """
@@ -43,6 +44,8 @@ class Predict:
     """As many of the likeliest classes are printed."""
     flip: FlagCreatePairsOff[bool] = False
     """Average each image's prediction with its mirror image's."""
+    scales: tuple[float, ...] = (1.0,)
+    """Average over the image at these sizes, relative to its own (segmentation)."""
     heatmap: FlagCreatePairsOff[bool] = False
     """Draw where each image's likeliest class is, one picture an image, and a sheet of the first
     24. The network slides over the image, so it needs no annotation of places."""
@@ -52,7 +55,7 @@ class Predict:
     """For --heatmap, the image's shorter side in sides of the training images: more show smaller
     things."""
     out: Annotated[str | None, arg(metavar="DIR")] = None
-    """The folder for the pictures, new or empty. none = heatmaps, or heatmaps-2 …"""
+    """The folder for the pictures, new or empty. none = heatmaps (or predictions), heatmaps-2 …"""
     json: FlagCreatePairsOff[bool] = False
     """Print one JSON object a line."""
 
@@ -65,35 +68,47 @@ def main(arguments: Sequence[str]) -> int:
     if told.top < 1:
         raise InputError(f"--top is {told.top}; at least 1 class can be shown.")
 
-    if not told.heatmap and (told.label is not None or told.out is not None):
-        raise InputError("--class and --out are for pictures; say --heatmap with them.")
-
     from vidi import api
 
     with contextlib.redirect_stdout(sys.stderr):
         model = api.load(told.run)
+    dense = model.recipe.task == "segmentation"
+    if not (dense or told.heatmap) and (told.label is not None or told.out is not None):
+        raise InputError("--class and --out are for pictures; say --heatmap with them.")
+    if dense and (told.heatmap or told.label is not None):
+        raise InputError(
+            "--heatmap and --class are for classification; this run gives a class for each pixel."
+        )
     images, unread = _expand(told.sources)
     for sentence in unread:
         print(f"vidi: {sentence}", file=sys.stderr)
-    folder = _folder(told, model) if told.heatmap else None
+    folder = _folder(told, model) if dense or told.heatmap else None
     sheet: list[HeatMap] = []
     done, failed = 0, len(unread)
-    for start in range(0, len(images), CHUNK):
-        for result in _predict(model, images[start : start + CHUNK], told.flip):
+    chunk = CHUNK.get(model.recipe.task, 64)
+    for start in range(0, len(images), chunk):
+        for result in _predict(model, images[start : start + chunk], told):
             if isinstance(result, InputError):
                 print(f"vidi: {result}", file=sys.stderr)
                 failed += 1
                 continue
             picture = None
-            if folder is not None:
-                try:
+            try:
+                if dense:
+                    assert folder is not None
+                    _write_masks(model, result, told, folder)
+                elif folder is not None:
                     found, picture = _draw(model, result.path, told, folder)
                     sheet += [found] if len(sheet) < SHEET else []
-                except InputError as error:
-                    print(f"vidi: {error}", file=sys.stderr)
-                    failed += 1
-            _show(result, model.classes, told, picture)
+            except InputError as error:
+                print(f"vidi: {error}", file=sys.stderr)
+                failed += 1
+            if not dense:
+                _show(result, model.classes, told, picture)
             done += 1
+        for note in model.notes:
+            print(f"vidi: {note}", file=sys.stderr)
+        model.notes.clear()
         sys.stdout.flush()
     if folder is not None and len(sheet) > 1:
         from vidi.report import heatmap
@@ -130,16 +145,17 @@ def _expand(sources: Sequence[str]) -> tuple[list[Path], list[str]]:
     return images, unread
 
 
-def _predict(model: Model, images: Sequence[Path], flip: bool) -> Iterator[Prediction | InputError]:
+def _predict(model: Model, images: Sequence[Path], told: Predict) -> Iterator[Any]:
+    """A prediction for each image, or the InputError that says why there is none."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            found = model.predict(images, flip=flip)
+            found = model.predict(images, flip=told.flip, scales=told.scales)
     except InputError as error:
         if len(images) == 1:
             yield error
         else:  # some of them cannot be read: one by one, it shows which, and the others get theirs
             for image in images:
-                yield from _predict(model, [image], flip)
+                yield from _predict(model, [image], told)
         return
     yield from found
 
@@ -156,15 +172,52 @@ def _folder(told: Predict, model: Model) -> Path:
     if not 1 <= told.enlarge <= 8:
         raise InputError(f"--enlarge is {told.enlarge}; a number from 1 to 8 is expected.")
     if told.out is None:
-        out = _free(Path(), "heatmaps", "")
+        out = _free(Path(), "heatmaps" if told.heatmap else "predictions", "")
     else:
         out = Path(told.out).expanduser()
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             kind = "exists and is not empty" if out.is_dir() else "is a file"
             raise InputError(f"{out} {kind}. Give --out the name of a new folder.")
-    with contextlib.redirect_stdout(sys.stderr):
-        _ = model.convolutional  # says so if the network cannot be
+    if told.heatmap:
+        with contextlib.redirect_stdout(sys.stderr):
+            _ = model.convolutional  # says so if the network cannot be
     return out
+
+
+def _write_masks(model: Model, result: Segmentation, told: Predict, folder: Path) -> None:
+    """The mask as an index PNG, and a picture of it over the image."""
+    from vidi.report import overlay
+
+    own = None if model.palette is None else np.array(model.palette, np.uint8)
+    with _writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        mask = _free(folder, Path(result.path).stem, ".png")
+        overlay.save_index_png(mask, result.mask, own)
+        picture = _free(folder, f"{Path(result.path).stem}-picture", ".png")
+        overlay.prediction_picture(
+            model.image(result.path),
+            result.mask,
+            model.classes,
+            overlay.palette(len(model.classes), own),
+            picture,
+        )
+    if told.json:
+        said = {"path": result.path, "mask": str(mask), "picture": str(picture)}
+        print(json.dumps(said | {"shares": result.shares}))
+        return
+    shares = [f"{name} {share:.1%}" for name, share in list(result.shares.items())[: told.top]]
+    print(f"{result.path}: {', '.join(shares)}; {mask}, {picture.name}")
+
+
+@contextlib.contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written to: {error.strerror or error}. Make room, or give --out "
+            "another place."
+        ) from error
 
 
 def _draw(model: Model, image: str, told: Predict, folder: Path) -> tuple[HeatMap, Path]:
@@ -172,15 +225,10 @@ def _draw(model: Model, image: str, told: Predict, folder: Path) -> tuple[HeatMa
 
     with contextlib.redirect_stdout(sys.stderr):
         found = model.heatmap(image, label=told.label, enlarge=told.enlarge)[0]
-    try:
+    with _writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         path = _free(folder, Path(image).stem, ".png")
         heatmap.draw(found, path)
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written to: {error.strerror or error}. Make room, or give --out "
-            "another place."
-        ) from error
     return found, path
 
 
