@@ -423,6 +423,8 @@ def test_torchvisions_other_networks(name: str) -> None:
 def test_what_cannot_be_converted_is_told() -> None:
     with pytest.raises(InputError, match="image_size=224"):
         convolutionalize(sequential(nn.Flatten(), nn.Linear(486, 5)))
+    with pytest.raises(InputError, match="cannot take an image of 23 × 23"):
+        convolutionalize(sequential(nn.Flatten(), nn.Linear(486, 5)), image_size=23)
     with pytest.raises(InputError, match="one score per class"):
         convolutionalize(nn.Conv2d(3, 4, 1), image_size=8)
     with pytest.raises(InputError, match="no feature map"):

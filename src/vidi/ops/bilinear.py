@@ -73,10 +73,12 @@ def enlarge(x: Tensor, factor: int, size: torch.Size) -> Tensor:
     Cell k is pixel factor·k, as after convolutions of stride 2 and padding 1: ``transposed`` with
     ``first = 1/2`` and the bilinear weight, without computing the zeros in that.
     """
-    height, width = (n * factor + 1 for n in x.shape[2:])
-    assert size[0] < height and size[1] < width
-    x = torch.cat((x, x[:, :, -1:]), dim=2)  # pixels beyond the last cell look like it
-    x = torch.cat((x, x[:, :, :, -1:]), dim=3)
-    # torch's "corners" are the centres of the outermost pixels: cell n is then pixel factor·n.
+    for dim in (2, 3):
+        assert size[dim - 2] <= x.shape[dim] * factor
+        if size[dim - 2] > (x.shape[dim] - 1) * factor + 1:
+            # Pixels beyond the last cell look like it.
+            x = torch.cat((x, x.narrow(dim, x.shape[dim] - 1, 1)), dim)
+    height, width = ((n - 1) * factor + 1 for n in x.shape[2:])
+    # torch's "corners" are the centres of the outermost pixels: cell k is then pixel factor·k.
     y = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=True)
-    return y[:, :, : size[0], : size[1]]
+    return y if y.shape[2:] == size else y[:, :, : size[0], : size[1]]

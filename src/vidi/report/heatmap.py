@@ -32,8 +32,8 @@ def draw(found: HeatMap, path: Path) -> None:
     h, w = found.image.shape[:2]
     across = w < 1.6 * h  # a broad image stands above, not beside, its map
     unit = 3.6 / max(h, w) if across else 7.2 / w
-    panel = (max(2.2, w * unit), max(1.2, h * unit))
-    size = (2 * panel[0] + 1.0, panel[1] + 0.6) if across else (panel[0] + 1.0, 2 * panel[1] + 0.6)
+    wide, high = max(2.2, w * unit), max(1.2, h * unit)
+    size = (2 * wide + 1.0, high + 0.6) if across else (wide + 1.0, 2 * high + 0.6)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
