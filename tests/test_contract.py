@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ SMALL = {
     "vgg11": 32,
     "fcn_small": 33,
     "fcn_resnet18": 40,
+    "hed_small": 33,
 }
 """Run for real, at this size; all networks are run on the meta device, at their own."""
 
@@ -35,6 +37,11 @@ def batch(image: torch.Tensor, task: str) -> Batch:
         pixels = torch.arange(height * width, device=image.device).view(height, width)
         mask = (pixels + label.view(-1, 1, 1)) % (len(CLASSES) + 1)
         truth = {"mask": torch.where(mask == len(CLASSES), 255, mask).to(torch.uint8)}
+    elif task == "boundaries":
+        # A seventh of the pixels are on a boundary, others in each image, and a seventh ignored.
+        pixels = torch.arange(height * width, device=image.device).view(height, width)
+        value = (pixels + label.view(-1, 1, 1)) % 7
+        truth = {"edges": torch.where(value == 6, 255, value == 0).to(torch.uint8)}
     else:
         truth = {"label": label}
     valid = torch.ones(n, dtype=torch.bool, device=image.device)
@@ -52,12 +59,20 @@ def batch(image: torch.Tensor, task: str) -> Batch:
 def build(name: str, image_size: int) -> Any:
     builder: Any = models.find(name)
     sized = {"image_size": image_size} if name in ("perceptron", "mlp") else {}
-    return builder(num_classes=len(CLASSES), **sized)
+    if "num_classes" in inspect.signature(builder).parameters:
+        sized["num_classes"] = len(CLASSES)
+    return builder(**sized)
 
 
 def task_of(network: Any) -> tuple[str, Any]:
     name = getattr(network, "task", "classification")
     return name, tasks.find(name).Task(classes=CLASSES)
+
+
+def mean_loss(task: Any, network: Any, made: Batch) -> torch.Tensor:
+    weights = task.weights(made)
+    parts = [value / weights[key] for key, value in task.losses(network, made).items()]
+    return torch.stack(parts).sum()
 
 
 @pytest.mark.parametrize("name", models.names())
@@ -68,8 +83,7 @@ def test_a_gradient_reaches_every_parameter(name: str) -> None:
         size = getattr(network, "image_size", 28)
         kind, task = task_of(network)
         made = batch(torch.empty(2, 3, size, size), kind)
-    loss = task.losses(network, made)["cross_entropy"] / task.weights(made)["cross_entropy"]
-    loss.backward()
+    mean_loss(task, network, made).backward()
     without = [k for k, p in network.named_parameters() if p.grad is None and p.requires_grad]
     assert without == []
     fixed = [k for k, p in network.named_parameters() if not p.requires_grad]
@@ -82,8 +96,9 @@ def test_loss_is_finite_and_near_log_k(name: str) -> None:
     network = build(name, SMALL[name]).train()
     kind, task = task_of(network)
     made = batch(torch.randn(14, 3, SMALL[name], SMALL[name]), kind)
-    loss = task.losses(network, made)["cross_entropy"] / task.weights(made)["cross_entropy"]
-    # A fresh network knows nothing: the loss is log 7 = 1.95, give or take its initial spread.
+    loss = mean_loss(task, network, made)
+    # A fresh network knows nothing: the loss is log 7 = 1.95, give or take its initial spread;
+    # of five boundary maps, 5 log 2 = 3.47.
     assert 1.5 < float(loss.detach()) < 4
 
 
@@ -108,6 +123,9 @@ def test_a_batch_equals_its_singles(name: str, channels_last: bool) -> None:
             # Rounding may decide between two classes whose scores are nearly the same.
             assert (together.mask != alone.mask).mean() < 0.005
             assert len(np.unique(together.mask)) > 1
+        elif kind == "boundaries":
+            assert np.allclose(together.soft, alone.soft, atol=1e-4)
+            assert together.soft.std() > 0.01
         else:
             a, b = together.log_probabilities, alone.log_probabilities
             assert np.allclose(a, b, atol=1e-4)

@@ -20,8 +20,10 @@ from torch import nn
 
 from vidi import recipe as recipes
 from vidi.data.dataset import Dataset
+from vidi.data.loader import Loader
 from vidi.data.open import KIND, from_images, open_data
 from vidi.engine import checkpoint, device, distributed, heatmaps
+from vidi.engine.defaults import DENSE
 from vidi.engine.evaluate import Compute, evaluate, predictions
 from vidi.engine.heatmaps import ENLARGE, HeatMap
 from vidi.engine.prepare import (
@@ -46,6 +48,7 @@ from vidi.engine.run import (
 from vidi.engine.train import Outcome, Progress, fit
 from vidi.errors import InputError
 from vidi.models.convolutional import Convolutional, convolutionalize
+from vidi.ops.suppression import suppress
 from vidi.recipe import Recipe
 from vidi.report import progress as report
 from vidi.tasks import multilabel
@@ -103,6 +106,19 @@ class Segmentation:
     path: str
     mask: Array
     shares: dict[str, float]
+
+
+@dataclass(frozen=True)
+class BoundaryMap:
+    """What a boundary run says of one image. ``soft``: float32 [H, W], 0 to 1: how likely each
+    pixel is on a boundary. ``thin``: that after non-maximum suppression, one or two pixels wide."""
+
+    path: str
+    soft: Array
+
+    @functools.cached_property
+    def thin(self) -> Array:
+        return suppress(self.soft)
 
 
 @dataclass(frozen=True)
@@ -250,7 +266,8 @@ class Model:
     def predict(
         self, sources: Any, *, flip: bool = False, scales: Sequence[float] = (1.0,)
     ) -> list[Any]:
-        """One prediction per image, in order: a :class:`Prediction`, or a :class:`Segmentation`.
+        """One prediction per image, in order: a :class:`Prediction`, a :class:`Segmentation` or a
+        :class:`BoundaryMap`.
 
         ``sources``: a path, a uint8 RGB array [H, W, 3], or a list of either. The image goes
         through the very steps that evaluation takes. ``flip`` averages over its mirror image,
@@ -267,8 +284,11 @@ class Model:
             found += some
         if batches.failures:
             raise InputError(unreadable(batches.failures, "and got no prediction"))
-        if self.recipe.task == "segmentation":
+        if self.recipe.task in DENSE:
             self.notes += [note for note in task.notes if note not in self.notes]
+        if self.recipe.task == "boundaries":
+            return [BoundaryMap(dataset.images.key(i), p.soft) for i, p in enumerate(found)]
+        if self.recipe.task == "segmentation":
             return [
                 Segmentation(dataset.images.key(i), p.mask, self._shares(p.mask))
                 for i, p in enumerate(found)
@@ -406,10 +426,10 @@ class Model:
         scales = tuple(float(scale) for scale in scales)
         if scales == (1.0,):
             return {"flip": flip}
-        if self.recipe.task != "segmentation":
+        if self.recipe.task not in DENSE:
             raise InputError(
                 f"This run's task is {self.recipe.task}; several scales are averaged over only "
-                "where there is a class for each pixel."
+                "where there is a prediction for each pixel."
             )
         if not scales or not all(0.1 <= scale <= 10 for scale in scales):
             raise InputError(f"The scales are {scales}; numbers from 0.1 to 10 are expected.")
@@ -533,7 +553,9 @@ def _evaluate_best(directory: RunDirectory, made: Any) -> dict[str, Any]:
     _load_strictly(made.model, directory.best, made.description.recipe.model)
     results = {}
     for split, batches in made.loaders.items():
-        meter, samples, failed = evaluate(made.model, made.task, batches, made.compute)
+        # A whole boundary score takes minutes; where there is a test set it is for that.
+        quick = split == "val" and "test" in made.loaders
+        meter, samples, failed = evaluate(made.model, made.task, batches, made.compute, quick=quick)
         if failed and made.description.recipe.bad_images == "error":
             raise InputError(unreadable(failed, f"in the split {split}"))
         results[split] = {
@@ -588,14 +610,15 @@ def _draw(directory: RunDirectory, made: Prepared, results: dict[str, Any]) -> N
         pictures.confusion(confusion, made.description.classes, directory.path / "confusion.png")
     if results and made.description.recipe.task == "segmentation":
         _draw_masks(directory, made, split)
+    if results and made.description.recipe.task == "boundaries":
+        _draw_boundaries(directory, made, split, results[split])
 
 
 def _draw_masks(directory: RunDirectory, made: Prepared, split: str) -> None:
     """A sheet of some of the split's images with their true and predicted masks."""
     from vidi.report import overlay
 
-    some = copy.copy(made.loaders[split])
-    some.ids = some.ids[np.unique(np.linspace(0, len(some.ids) - 1, DRAWN).round().astype(int))]
+    some = _few(made.loaders[split])
     images, truths, masks, keys = [], [], [], []
     for batch, found in predictions(made.model, made.task, some, made.compute):
         for sample, prediction in zip(batch.samples, found, strict=True):
@@ -608,6 +631,35 @@ def _draw_masks(directory: RunDirectory, made: Prepared, split: str) -> None:
     colours = overlay.palette(len(classes), some.dataset.palette)
     path = directory.path / "predictions.png"
     overlay.segmentation_sheet(images, truths, masks, classes, colours, path, titles=keys)
+
+
+def _draw_boundaries(
+    directory: RunDirectory, made: Prepared, split: str, result: Mapping[str, Any]
+) -> None:
+    """The precision-recall curve, and a sheet of some of the split's images, with their truth."""
+    from vidi.report import boundary_pictures
+
+    boundary_pictures.precision_recall(
+        {made.description.recipe.model: result},
+        directory.path / "precision-recall.png",
+        human=made.description.data["format"] == "bsds",
+    )
+    images, truths, maps, keys = [], [], [], []
+    for batch, found in predictions(made.model, made.task, _few(made.loaders[split]), made.compute):
+        for sample, prediction in zip(batch.samples, found, strict=True):
+            assert sample.edges is not None
+            truths.append(sample.edges)
+            maps.append(prediction.soft)
+            keys.append(sample.key)
+            images.append(cv2.resize(sample.image, prediction.soft.shape[::-1]))
+    boundary_pictures.sheet(images, truths, maps, directory.path / "predictions.png", titles=keys)
+
+
+def _few(loader: Loader) -> Loader:
+    """The same for :data:`DRAWN` of its samples, evenly spread."""
+    few = copy.copy(loader)
+    few.ids = few.ids[np.unique(np.linspace(0, len(few.ids) - 1, DRAWN).round().astype(int))]
+    return few
 
 
 def _table(result: Run) -> list[tuple[str, str]]:

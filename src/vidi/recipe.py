@@ -34,6 +34,10 @@ class Data:
     """Against class imbalance: draw classes equally often (sampler), or weight the loss by 1/frequency (weights) or its square root (sqrt-weights)."""  # noqa: E501
     shorter: int | Auto = "auto"
     """Labels per pixel: images whose shorter side is longer than this (pixels) are shrunk to it, in training and prediction; 0 = none is."""  # noqa: E501
+    agree: int | Auto = "auto"
+    """Boundaries: so many annotators make one; all of them, where an image has fewer."""
+    disagreement: Literal["auto", "negative", "ignore"] = "auto"
+    """Boundaries: pixels that some annotators mark, but fewer, are none (negative), or count for nothing (ignore)."""  # noqa: E501
     max_megapixels: float = 100.0
     """An image with more pixels than this (millions) is refused before it is decoded."""
     threads: int | Auto = field(default="auto", metadata=FREE)
@@ -64,6 +68,8 @@ class Optimiser:
     """Decay biases and normalisation parameters too."""
     trunk_lr: float | Auto = "auto"
     """Rate of everything but the new head, relative to --lr. Below 1 when fine-tuning."""
+    rates: tuple[tuple[str, float], ...] = ()
+    """Rates of parts of the network, relative to the others', by the start of their parameters' names: sides 0.01 fuse 0.001."""  # noqa: E501
     clip: float | None = None
     """Clip the gradient's global norm at this."""
     sum_pixels: bool = False
@@ -257,6 +263,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "image_size": (1, 4096),
     "seed": (0, (1 << 63) - 1),
     "data.val_fraction": (1e-9, 1 - 1e-9),
+    "data.agree": (1, 1000),
     "data.max_megapixels": (1e-6, 1e6),
     "data.shorter": (0, 100_000),
     "data.threads": (0, 1024),

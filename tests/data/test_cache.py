@@ -19,6 +19,7 @@ import lmdb
 import numpy as np
 import pytest
 
+import vidi
 from vidi.data import cache
 from vidi.errors import InputError
 from vidi.types import Array
@@ -367,6 +368,7 @@ def test_two_stores_of_one_dataset_in_one_process(tmp_path: Path) -> None:
 SCRIPT = """
 import importlib.util, json, sys
 from pathlib import Path
+import vidi
 from vidi.data import cache
 spec = importlib.util.spec_from_file_location("fakes", {here!r})
 fakes = importlib.util.module_from_spec(spec)
@@ -468,3 +470,13 @@ def test_what_is_given_cannot_change_what_is_kept(tmp_path: Path) -> None:
     if image.flags.writeable:
         image[...] = 0
     check(disk, images, [0])
+
+
+def test_scenes_are_drawn_once() -> None:
+    """They keep their last few pictures for a moment, which does not make them lie in memory."""
+    scenes = vidi.open("scenes:segmentation,size=24,n=40,val=2,test=0")
+    assert isinstance(cache.make(scenes.images, "scenes", None), cache.Memory)
+    truth = cache.keep_truth(scenes)
+    first = truth(3)
+    assert truth(3)["mask"] is first["mask"]
+    assert not first["mask"].flags.writeable

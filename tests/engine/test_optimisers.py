@@ -152,3 +152,20 @@ def test_muon_leaves_all_score_layers_and_upsampling_alone() -> None:
     weights = {name for name, p in model.named_parameters() if p.ndim > 1}
     left = weights - set(optimisers.matrices(model))
     assert left == {name for name in weights if "score" in name} | {"classifier.6.weight"}
+
+
+def test_parts_have_rates_of_their_own() -> None:
+    """As the learning-rate multipliers of HED's layers."""
+    model = network()
+    recipe = settled(rates=(("3", 0.01), ("0", 100.0), ("3.bias", 2.0)))
+    groups = optimisers.groups(model, recipe, 0.5, lambda name: True)
+    rates = {id(p): g["highest_lr"] for g in groups for p in g["params"]}
+    assert rates[id(model[0].weight)] == pytest.approx(50)
+    assert rates[id(model[1].weight)] == 0.5
+    assert rates[id(model[3].weight)] == pytest.approx(0.005)
+    assert rates[id(model[3].bias)] == 1.0  # the last that names it counts
+    assert recipes.from_dict(recipes.to_dict(Recipe(optimiser=recipe))).optimiser == recipe
+    with pytest.raises(vidi.InputError, match="Its parts are 0, 1"):
+        optimisers.groups(model, settled(rates=(("sides", 0.01),)), 0.5, lambda name: True)
+    with pytest.raises(vidi.InputError, match="0 or more"):
+        optimisers.groups(model, settled(rates=(("3", -1.0),)), 0.5, lambda name: True)

@@ -1,18 +1,21 @@
-"""Measure a run's best weights on held-out images."""
+"""Measure a run's best weights on held-out images, or boundary maps."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from vidi.cli.arguments import parse
+from vidi.errors import InputError
 
 SHOWN = 40
 """As many classes are shown without --all."""
@@ -20,13 +23,15 @@ SHOWN = 40
 
 @dataclass(frozen=True)
 class Eval:
-    """Measure a run's best weights on held-out images.
+    """Measure a run's best weights on held-out images, or boundary maps in files.
 
     vidi eval runs/photos-resnet18
+
+    vidi eval --predictions maps/ BSR/BSDS500/data
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """The folder that `vidi train` wrote."""
+    """The folder that `vidi train` wrote. With --predictions: the data to score against."""
     data: Annotated[Positional[str | None], arg(metavar="[DATA]")] = None
     """Other data with the same classes. none = what the run was trained on."""
     split: Annotated[str | None, arg(metavar="NAME")] = None
@@ -34,7 +39,15 @@ class Eval:
     flip: FlagCreatePairsOff[bool] = False
     """Average each image's prediction with its mirror image's."""
     scales: tuple[float, ...] = (1.0,)
-    """Average over the image at these sizes, relative to its own (segmentation)."""
+    """Average over the image at these sizes, relative to its own (labels per pixel)."""
+    predictions: Annotated[str | None, arg(metavar="FOLDER")] = None
+    """Score the boundary maps in this folder: grey images of 8 or 16 bits, .npy or .mat, named as
+    the images."""
+    suppress: FlagCreatePairsOff[bool] = False
+    """For --predictions: put soft maps through non-maximum suppression first, as published figures
+    do. Without it they are only thinned at each threshold."""
+    figure: Annotated[str | None, arg(metavar="FILE")] = None
+    """Boundaries: draw the precision-recall curve into this file (.png, .pdf, .svg)."""
     all: FlagCreatePairsOff[bool] = False
     """Show every class, however many; otherwise the worst where they are many."""
     json: FlagCreatePairsOff[bool] = False
@@ -44,12 +57,22 @@ class Eval:
 def main(arguments: Sequence[str]) -> int:
     told = parse(Eval, arguments, prog="vidi eval")
 
+    if told.predictions is not None:
+        return _score_files(told)
+    if told.suppress:
+        raise InputError("--suppress is for --predictions; a run's own maps go through it always.")
+
     from vidi import api
 
     with contextlib.redirect_stdout(sys.stderr):
-        result = api.load(told.run).evaluate(
-            told.data, split=told.split, flip=told.flip, scales=told.scales
-        )
+        model = api.load(told.run)
+        result = model.evaluate(told.data, split=told.split, flip=told.flip, scales=told.scales)
+    if told.figure is not None:
+        if "curve" not in result.details:
+            raise InputError("--figure draws the curve of boundaries, which this run does not see.")
+        details = result.details | {"metrics": result.metrics}
+        human = told.data is None and model.description.data["format"] == "bsds"
+        _figure(Path(told.run).name, details, told.figure, human)
     if told.json:
         print(
             json.dumps(
@@ -71,6 +94,66 @@ def main(arguments: Sequence[str]) -> int:
     for name, value in result.metrics.items():
         print(f"  {name:<{width}}  {value:.4f}")
     return 0
+
+
+def _score_files(told: Eval) -> int:
+    if told.data is not None or told.flip or told.scales != (1.0,):
+        raise InputError(
+            "With --predictions there is no run: give the data alone, and leave out --flip and "
+            "--scales."
+        )
+    assert told.predictions is not None
+
+    from vidi.engine.boundary_files import score_folder
+
+    def done(count: int, total: int) -> None:
+        if sys.stderr.isatty():
+            end = "\n" if count == total else ""
+            print(f"\r{count:,} of {total:,} images", end=end, file=sys.stderr, flush=True)
+
+    found = score_folder(
+        told.predictions, told.run, split=told.split, suppress=told.suppress, done=done
+    )
+    for note in found.notes:
+        print(f"vidi: {note}", file=sys.stderr)
+    best = found.summary.ods
+    if told.figure is not None:
+        details = {
+            "curve": [dataclasses.asdict(point) for point in found.summary.curve],
+            "ods_at": dataclasses.asdict(best),
+            "metrics": found.metrics,
+        }
+        _figure(Path(told.predictions).name, details, told.figure, found.human)
+    if told.json:
+        said = {
+            "predictions": told.predictions,
+            "data": found.data,
+            "split": found.split,
+            "samples": len(found.names),
+            "metrics": found.metrics,
+            "ods_at": dataclasses.asdict(best),
+        }
+        print(json.dumps(said))
+        return 0
+    print(
+        f"{told.predictions} against {found.data}, split {found.split}, {len(found.names):,} maps"
+    )
+    for name, value in found.metrics.items():
+        print(f"  {name:<3}  {value:.4f}")
+    print(
+        f"  the best F is at the threshold {best.threshold:.3f}: recall {best.recall:.4f}, "
+        f"precision {best.precision:.4f}"
+    )
+    return 0
+
+
+def _figure(name: str, details: Mapping[str, Any], path: str, human: bool) -> None:
+    from vidi.report import boundary_pictures
+
+    try:
+        boundary_pictures.precision_recall({name: details}, Path(path), human=human)
+    except (OSError, ValueError) as error:  # ValueError: an ending that matplotlib does not know
+        raise InputError(f"The figure cannot be written to {path}: {error}.") from error
 
 
 def _show_classes(rows: Sequence[Mapping[str, Any]], every: bool) -> None:

@@ -1,4 +1,4 @@
-"""Say what a run sees in images, and where: classes, heat maps, masks."""
+"""Say what a run sees: classes, heat maps, masks, boundaries."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from vidi.cli.arguments import parse
 from vidi.errors import InputError
 
 if TYPE_CHECKING:
-    from vidi.api import Model, Prediction, Segmentation
+    from vidi.api import BoundaryMap, Model, Prediction, Segmentation
     from vidi.engine.heatmaps import HeatMap
 
-CHUNK = {"segmentation": 4}
+CHUNK = {"segmentation": 4, "boundaries": 4}
 """Images predicted before their lines are printed: 64, or fewer where each gives an image."""
 SHEET = 24
 """Heat maps on the sheet."""
@@ -30,8 +30,7 @@ SHEET = 24
 
 @dataclass(frozen=True)
 class Predict:
-    """Say what a run sees in images: class and probability, one line each; or a class for each
-    pixel, as pictures.
+    """Say what a run sees in images: classes, heat maps, masks, boundaries.
 
     vidi predict runs/photos-resnet18 cat.jpg holiday/
     """
@@ -45,15 +44,15 @@ class Predict:
     flip: FlagCreatePairsOff[bool] = False
     """Average each image's prediction with its mirror image's."""
     scales: tuple[float, ...] = (1.0,)
-    """Average over the image at these sizes, relative to its own (segmentation)."""
+    """Average over the image at these sizes, relative to its own (labels per pixel)."""
+    thin: FlagCreatePairsOff[bool] = False
+    """Boundaries: write thin lines (after non-maximum suppression) instead of the soft map."""
     heatmap: FlagCreatePairsOff[bool] = False
-    """Draw where each image's likeliest class is, one picture an image, and a sheet of the first
-    24. The network slides over the image, so it needs no annotation of places."""
+    """Draw where each image's likeliest class is, one picture an image, and a sheet of the first 24. The network slides over the image, so it needs no annotation of places."""  # noqa: E501
     label: Annotated[str | None, arg(name="class", metavar="NAME")] = None
     """The class that --heatmap shows. none = each image's likeliest."""
     enlarge: float = 2.0
-    """For --heatmap, the image's shorter side in sides of the training images: more show smaller
-    things."""
+    """For --heatmap, the image's shorter side in sides of the training images: more show smaller things."""  # noqa: E501
     out: Annotated[str | None, arg(metavar="DIR")] = None
     """The folder for the pictures, new or empty. none = heatmaps (or predictions), heatmaps-2 …"""
     json: FlagCreatePairsOff[bool] = False
@@ -72,12 +71,14 @@ def main(arguments: Sequence[str]) -> int:
 
     with contextlib.redirect_stdout(sys.stderr):
         model = api.load(told.run)
-    dense = model.recipe.task == "segmentation"
+    dense = model.recipe.task in CHUNK
+    if told.thin and model.recipe.task != "boundaries":
+        raise InputError(f"--thin is for boundaries; this run's task is {model.recipe.task}.")
     if not (dense or told.heatmap) and (told.label is not None or told.out is not None):
         raise InputError("--class and --out are for pictures; say --heatmap with them.")
     if dense and (told.heatmap or told.label is not None):
         raise InputError(
-            "--heatmap and --class are for classification; this run gives a class for each pixel."
+            "--heatmap and --class are for classification; this run gives pictures as it is."
         )
     images, unread = _expand(told.sources)
     for sentence in unread:
@@ -96,7 +97,8 @@ def main(arguments: Sequence[str]) -> int:
             try:
                 if dense:
                     assert folder is not None
-                    _write_masks(model, result, told, folder)
+                    write = _write_map if model.recipe.task == "boundaries" else _write_masks
+                    write(model, result, told, folder)
                 elif folder is not None:
                     found, picture = _draw(model, result.path, told, folder)
                     sheet += [found] if len(sheet) < SHEET else []
@@ -207,6 +209,20 @@ def _write_masks(model: Model, result: Segmentation, told: Predict, folder: Path
         return
     shares = [f"{name} {share:.1%}" for name, share in list(result.shares.items())[: told.top]]
     print(f"{result.path}: {', '.join(shares)}; {mask}, {picture.name}")
+
+
+def _write_map(model: Model, result: BoundaryMap, told: Predict, folder: Path) -> None:
+    """The boundary map as a grey PNG of the image's name, which `vidi eval --predictions` reads."""
+    from vidi.report import boundary_pictures
+
+    with _writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = _free(folder, Path(result.path).stem, ".png")
+        boundary_pictures.save_map(result.thin if told.thin else result.soft, path)
+    if told.json:
+        print(json.dumps({"path": result.path, "map": str(path)}))
+        return
+    print(f"{result.path}: {path}")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ anew. Nothing here is ever an error: where the cache cannot be used, images are 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -443,18 +444,20 @@ class _Look:
 
 
 def _look(images: Images, shorter: int | None) -> _Look:
-    files, in_memory = False, False
+    some = np.linspace(0, len(images) - 1, min(_LOOK, len(images))).round().astype(int).tolist()
+    files = any(images.identity(i) is not None for i in some)
+    first: tuple[int, Array] | None = None
     sizes: list[int] = []
-    for i in np.linspace(0, len(images) - 1, min(_LOOK, len(images))).round().astype(int).tolist():
-        files = files or images.identity(i) is not None
-        try:
+    for i in some:
+        with contextlib.suppress(InputError):
             image = images.load(i, shorter)[0]
-            if not sizes and not files:
-                # What gives the same memory twice has its images lying there.
-                in_memory = np.shares_memory(image, images.load(i, shorter)[0])
-        except InputError:
-            continue
-        sizes.append(image.nbytes)
+            sizes.append(image.nbytes)
+            first = first or (i, image)
+    in_memory = False
+    if first is not None and not files:
+        # What gives the same memory again has its images lying there. After all others are loaded,
+        # for the last few may be kept for a moment only.
+        in_memory = np.shares_memory(first[1], images.load(first[0], shorter)[0])
     return _Look(files, in_memory, int(np.mean(sizes) * len(images)) if sizes else 0)
 
 

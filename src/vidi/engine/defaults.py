@@ -31,12 +31,17 @@ MUON_SHARE = 0.1
 """Muon is the default where making its updates orthogonal costs at most this share of a step."""
 CPU_MINUTES = 10.0
 GPU_MINUTES = 30.0
-DENSE = ("segmentation",)
+DENSE = ("segmentation", "boundaries")
 """Tasks whose labels are per pixel: training sees crops, evaluation whole images, as they are."""
+SMALL_DENSE = {"segmentation": "fcn_small", "boundaries": "hed_small"}
 NATIVE = 720
 """Up to this median shorter side, images with labels per pixel stay at their own size; larger ones
 are shrunk to :data:`SHRUNK`, at which most objects can still be told."""
 SHRUNK = 512
+DENSE_MINUTES = 13.0
+"""On a CPU, with labels per pixel; scoring a test set of boundaries takes nearly as long."""
+MOST_ZOOM = 1.0
+"""Zoom-and-crop, at most; at least, the crop shows the whole of an image's shorter side."""
 EVALUATING = 0.1
 """The share of training's time that evaluations in between may take."""
 
@@ -66,11 +71,14 @@ def for_data(
                 f"images are shrunk to a shorter side of {shorter} px (half of them have more than "
                 f"{survey.shorter}); masks are predicted at full size (--data.shorter)"
             )
+    working = min(shorter, survey.shorter) if shorter else survey.shorter
     if recipe.image_size != "auto":
         size = recipe.image_size
     elif dense:
-        most = 512 if device.type == "cuda" else 256
-        size = min(most, survey.shorter if not shorter else min(shorter, survey.shorter))
+        most = 512 if device.type == "cuda" else 224
+        # 16 n + 1: strides of 2 then take the first and the last pixel at each resolution, and
+        # what is interpolated between them needs no cut.
+        size = min(most, working) // 16 * 16 + 1
         notes.append(f"image size: crops of {size} px in training, whole images in evaluation")
     else:
         if weights_size is not None:
@@ -84,12 +92,14 @@ def for_data(
         notes.append(f"image size: {size} px ({why})")
     model = recipe.model
     if model == "auto":
-        model = "fcn_small" if dense else "resnet20" if size <= SMALL else "resnet18"
+        model = SMALL_DENSE[recipe.task] if dense else "resnet20" if size <= SMALL else "resnet18"
         notes.append(f"model: {model} (for {size} px)")
     batch = recipe.batch_size
     if batch == "auto":
         # At least twenty updates an epoch, in batches that fill the processor.
-        most = 16 if dense else 128 if device.type == "cuda" else 64
+        gpu = device.type == "cuda"
+        # From scratch, many small steps of crops bring more than few large ones.
+        most = (16 if gpu else 8) if dense else 128 if gpu else 64
         batch = max(8, min(most, 1 << max(0, (images // 20).bit_length() - 1)))
         notes.append(f"batch size: {batch} (of {images:,} training images)")
     augmentation = recipe.augmentation
@@ -100,6 +110,8 @@ def for_data(
         elif size <= SMALL:
             preset = "digits" if survey.grey else "small"
         augmentation = replace(augmentation, preset=preset)
+        if dense and augmentation.zoom == "auto":
+            augmentation = replace(augmentation, zoom=(min(1.0, size / working), MOST_ZOOM))
         kind = "grey" if survey.grey else "colour"
         notes.append(f"augmentation: {preset} ({kind} images at {size} px)")
     balance = recipe.data.balance
@@ -109,6 +121,15 @@ def for_data(
             notes.append("class weights: 1/√frequency (in mean IoU rare classes count as much)")
     if dense and augmentation.preset == "none" and augmentation.crop == "auto":
         augmentation = replace(augmentation, crop="whole")
+    agree, disagreement = recipe.data.agree, recipe.data.disagreement
+    if recipe.task == "boundaries":
+        agree = 3 if agree == "auto" else agree
+        disagreement = "ignore" if disagreement == "auto" else disagreement
+        rest = "are none" if disagreement == "negative" else "count for nothing"
+        notes.append(
+            f"a boundary is what {agree} annotators mark (all, where an image has fewer); pixels "
+            f"that fewer mark {rest} (--data.agree, --data.disagreement)"
+        )
     precision = recipe.precision
     if precision == "auto":
         precision = best_precision(device)
@@ -131,7 +152,14 @@ def for_data(
         channels_last=channels_last,
         compile=compiled,
         augmentation=augment.resolve(augmentation),
-        data=replace(recipe.data, threads=threads, shorter=shorter, balance=balance),
+        data=replace(
+            recipe.data,
+            threads=threads,
+            shorter=shorter,
+            balance=balance,
+            agree=agree,
+            disagreement=disagreement,
+        ),
     )
     return resolved, notes
 
@@ -152,17 +180,22 @@ def for_model(
     notes: list[str] = []
     assert recipe.image_size != "auto" and recipe.batch_size != "auto"
     tuned = recipe.weights is not None
-    small = recipe.image_size <= SMALL
+    small, dense = recipe.image_size <= SMALL, recipe.task in DENSE
     normed = any("norm" in type(m).__name__.lower() for m in model.modules())
 
-    epochs = recipe.epochs
+    epochs, when = recipe.epochs, recipe.length
     if epochs == "auto":
         gpu = device.type != "cpu"
         seconds = 60 * (GPU_MINUTES if gpu else CPU_MINUTES)
         affordable = seconds * (GPU_FLOPS if gpu else CPU_FLOPS) / (6 * macs * images)
         most = 15 if tuned else 60
         epochs = float(max(3, min(most, round(affordable))))
-        if recipe.length.steps is None and recipe.length.minutes is None:
+        untold = recipe.length.steps is None and recipe.length.minutes is None
+        if untold and dense:
+            minutes = GPU_MINUTES if gpu else DENSE_MINUTES
+            when = replace(when, minutes=minutes)
+            notes.append(f"length: {minutes:g} minutes, without the last evaluation")
+        elif untold:
             notes.append(f"epochs: {epochs:g} (a run of minutes, at most {most})")
 
     optimiser = recipe.optimiser
@@ -170,11 +203,14 @@ def for_model(
     if name == "auto":
         # A step is a forward pass, and twice that backward.
         orthogonal = muon.work(optimisers.matrices(model).values())
-        cheap = orthogonal <= MUON_SHARE * 3 * macs * recipe.batch_size
+        # Few images, each seen often: there a step's worth counts more than its time.
+        share = 3 * MUON_SHARE if dense else MUON_SHARE
+        cheap = orthogonal <= share * 3 * macs * recipe.batch_size
         # Who gives a rate or a momentum means those of SGD, whose scale everybody knows.
         given = (recipe.lr, optimiser.momentum, optimiser.nesterov, optimiser.weight_decay)
         free = all(value == "auto" for value in given)
-        name = "muon" if small and normed and not tuned and cheap and free else "sgd"
+        light = small or dense
+        name = "muon" if light and normed and not tuned and cheap and free else "sgd"
         if name == "muon":
             notes.append("optimiser: muon (a small network from scratch learns faster by it)")
     momentum = optimiser.momentum
@@ -185,7 +221,7 @@ def for_model(
         if name == "adamw":
             lr = 1e-4 if tuned else 1e-3
         elif name == "muon":
-            lr = 0.003 if tuned else 0.03
+            lr = 0.003 if tuned else 0.04 if dense else 0.03
         else:
             # Without normalisation layers a plain net diverges at the rate a normed one needs.
             base = 0.02 if tuned or not normed else (0.4 if small else 0.2)
@@ -214,13 +250,11 @@ def for_model(
         length = epochs
         if recipe.length.steps is not None:
             length = recipe.length.steps * recipe.batch_size / images
-        elif recipe.length.minutes is not None:
-            length = min(epochs, 5.0)  # not known yet; the loop shortens it if need be
         warmup = {"one-cycle": 0.2 * length, "cosine": min(1.0, 0.1 * length)}.get(kind, 0.0)
     regularisation = recipe.regularisation
     smoothing = regularisation.label_smoothing
     if smoothing == "auto":
-        smoothing = 0.0 if small else 0.1
+        smoothing = 0.0 if small or dense else 0.1
     ema = 0.0 if regularisation.ema == "auto" else regularisation.ema
     resolved = replace(
         recipe,
@@ -228,7 +262,7 @@ def for_model(
         lr=lr,
         optimiser=optimiser,
         schedule=replace(schedule, name=kind, warmup=round(warmup, 4)),
-        length=replace(recipe.length, evaluate_every=every),
+        length=replace(when, evaluate_every=every),
         regularisation=replace(regularisation, label_smoothing=smoothing, ema=ema),
     )
     return resolved, notes

@@ -32,6 +32,12 @@ class Compute:
         return torch.autocast(self.device.type, DTYPES[self.precision])
 
 
+def quick_meter(task: Task) -> Meter:
+    """The task's meter for evaluations between epochs."""
+    meter: Meter = getattr(task, "quick_meter", task.meter)()
+    return meter
+
+
 @torch.inference_mode()
 def predictions(
     model: nn.Module, task: Task, loader: Loader, compute: Compute, **views: Any
@@ -63,14 +69,17 @@ def evaluate(
     task: Task,
     loader: Loader,
     compute: Compute,
+    *,
+    quick: bool = False,
     **views: Any,
 ) -> tuple[Meter, int, dict[str, str]]:
     """(meter, samples, failures) of the whole split.
 
     The processes share the samples out, no one twice, and every process gets the whole result.
     A sample that cannot be read is in ``failures`` (key: sentence) and counts for nothing.
+    ``quick``: by :func:`quick_meter`.
     """
-    meter = task.meter()
+    meter = quick_meter(task) if quick else task.meter()
     done = 0
     for batch, found in predictions(model, task, loader, compute, **views):
         meter.update(found, batch.samples)

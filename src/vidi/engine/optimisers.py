@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from vidi.engine.muon import Muon
+from vidi.errors import InputError
 from vidi.recipe import Optimiser
 
 
@@ -20,25 +22,48 @@ def groups(
     Biases and normalisation parameters, which are the ones with fewer than two dimensions, are
     not decayed unless the recipe says so: pulling a norm's scale to zero regularises nothing.
     Each group's ``"highest_lr"`` is what the schedule multiplies. ``"matrix"``: what Muon moves as
-    such: all weights but those of the output layer, the last one.
+    such: all weights but those of the output layer, the last one. Raises :class:`InputError` for
+    ``rates`` of a part that the network does not have.
     """
     assert recipe.trunk_lr != "auto" and recipe.weight_decay != "auto"
-    found: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
+    found: dict[tuple[bool, bool, bool, float], list[nn.Parameter]] = {}
+    for part, factor in recipe.rates:
+        if not 0 <= factor < math.inf:
+            raise InputError(f"--optimiser.rates gives {part} {factor:g}; 0 or more is expected.")
+        if not any(_within(name, part) for name, _ in model.named_parameters()):
+            top = [name for name, child in model.named_children() if list(child.parameters())]
+            raise InputError(
+                f"--optimiser.rates names {part!r}, and this network has no parameters under that "
+                f"name. Its parts are {', '.join(top)}."
+            )
     hidden = set(matrices(model)) if recipe.name == "muon" else set()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decayed = parameter.ndim >= 2 or recipe.decay_biases_and_norms
-            kind = (is_head(name), decayed, name in hidden)
+            kind = (is_head(name), decayed, name in hidden, _factor(name, recipe))
             found.setdefault(kind, []).append(parameter)
     return [
         {
             "params": parameters,
-            "highest_lr": lr if head else lr * recipe.trunk_lr,
+            "highest_lr": lr * factor if head else lr * recipe.trunk_lr * factor,
             "weight_decay": recipe.weight_decay if decayed else 0.0,
             "matrix": matrix,
         }
-        for (head, decayed, matrix), parameters in found.items()
+        for (head, decayed, matrix, factor), parameters in found.items()
     ]
+
+
+def _factor(name: str, recipe: Optimiser) -> float:
+    """Of the parts that a parameter belongs to, the last one's rate counts."""
+    found = 1.0
+    for part, factor in recipe.rates:
+        if _within(name, part):
+            found = factor
+    return found
+
+
+def _within(name: str, part: str) -> bool:
+    return name == part or name.startswith(f"{part}.")
 
 
 def matrices(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -41,6 +41,8 @@ MARGIN = 1.5
 their side still has a pixel for every pixel."""
 
 POWERS = {"weights": 1.0, "sqrt-weights": 0.5}
+SCORING = 10.0
+"""A boundary map's forward pass and its score take this many times the forward pass."""
 BALANCES = {
     "classification": ("auto", "none", "sampler", *POWERS),
     "segmentation": ("auto", "none", *POWERS),
@@ -104,6 +106,14 @@ def prepare(
             "--augmentation.crop zoom and whole, --data.shorter and --optimiser.sum-pixels are for "
             f"labels per pixel; {dataset.root} is data for {dataset.task}. Leave them out."
         )
+    if dataset.task != "boundaries" and (recipe.data.agree, recipe.data.disagreement) != (
+        "auto",
+        "auto",
+    ):
+        raise InputError(
+            "--data.agree and --data.disagreement are for boundaries with several annotators; "
+            f"{dataset.root} is data for {dataset.task}. Leave them out."
+        )
     if recipe.augmentation.pair_jitter and dataset.images2 is None:
         raise InputError(
             "--augmentation.pair-jitter is for pairs of frames, and "
@@ -153,7 +163,7 @@ def prepare(
     is_head: Callable[[str], bool] = lambda name: True  # noqa: E731
     if recipe.weights is not None and saved is None:
         report = load_weights(
-            model, recipe.weights, model_name=recipe.model, num_classes=len(classes)
+            model, recipe.weights, model_name=recipe.model, num_classes=max(1, len(classes))
         )
         notes.append(report.sentence)
         is_head = set(report.replaced).__contains__
@@ -162,6 +172,8 @@ def prepare(
         val = len(dataset.splits["val"])
         seen = _evaluated_pixels(recipe, look) / recipe.image_size**2
         share = val * seen / (3 * len(train_ids))  # a forward pass is a third of a step's work
+        if dataset.task == "boundaries":
+            share *= SCORING
         recipe, said = defaults.for_model(recipe, model, macs, len(train_ids), where, share)
         notes += said
     if recipe.freeze:
@@ -181,8 +193,9 @@ def prepare(
     truth = cache.keep_truth(dataset)
 
     def read(i: int) -> tuple[Array, tuple[int, int]]:
-        truth(i)
-        return store.load(i)
+        found = store.load(i)
+        truth(i)  # after the image: of scenes both are drawn at once
+        return found
 
     bad = _check(dataset, recipe, store.load if dataset.truth is None else read)
     if bad and saved is None:
@@ -242,6 +255,7 @@ def prepare(
             "samples": {name: len(ids) for name, ids in dataset.splits.items()},
             "left_out": bad,
             "loss": address(loss),
+            "palette": None if dataset.palette is None else dataset.palette.tolist(),
             "head": sorted(n for n, _ in model.named_parameters() if is_head(n)),
         },
         command=command(),
@@ -279,6 +293,8 @@ def make_task(
         options["label_smoothing"] = recipe.regularisation.label_smoothing
     if name in defaults.DENSE:
         options["sum_pixels"] = recipe.optimiser.sum_pixels
+    if name == "boundaries":
+        options |= {"agree": recipe.data.agree, "disagreement": recipe.data.disagreement}
     task: Task = tasks.find(name).Task(classes=classes, loss=loss, **options)
     return task
 
@@ -429,6 +445,7 @@ def build(recipe: Recipe, network: Any, classes: int) -> nn.Module:
             "model='package.module:function'."
         )
     task = KIND.get(recipe.task, recipe.task)
+    classes = max(1, classes)  # what has none is one map
     if isinstance(network, nn.Module):
         models.check(network, recipe.model, classes, recipe.image_size, task=task)
         return network

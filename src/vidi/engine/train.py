@@ -23,7 +23,7 @@ from vidi.data.loader import Loader
 from vidi.engine import checkpoint, distributed, optimisers, schedules
 from vidi.engine.device import to_device
 from vidi.engine.ema import Average
-from vidi.engine.evaluate import Compute, evaluate, predictions
+from vidi.engine.evaluate import Compute, evaluate, predictions, quick_meter
 from vidi.engine.nonfinite import first_gradient, first_layer
 from vidi.engine.prepare import unreadable
 from vidi.engine.run import Description, RunDirectory
@@ -255,7 +255,7 @@ def fit(
                         )
                     if at.step % evaluate_every == 0 or at.step == at.total:
                         distributed.share_buffers(judged)
-                        meter, _, failed = evaluate(judged, task, val, compute)
+                        meter, _, failed = evaluate(judged, task, val, compute, quick=True)
                         _stop_on_failures(failed, recipe, "in validation", progress, record)
                         metrics = meter.compute()
                         train_mode(model)
@@ -551,7 +551,8 @@ def _measured_length(
     per_step = clock.seconds / (last - first)
     began = time.perf_counter()
     with contextlib.closing(predictions(model, task, val, compute)) as batches:
-        next(batches)
+        batch, found = next(batches)
+    quick_meter(task).update(found, batch.samples)
     per_evaluation = (time.perf_counter() - began) * val.steps_per_epoch
     left = 60 * recipe.length.minutes - (time.perf_counter() - clock.started)
     steps = step + max(0, int(left / (per_step + per_evaluation / evaluate_every)))

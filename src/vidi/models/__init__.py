@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 __all__ = ["Description", "build", "check", "convolutionalize", "describe", "find", "names"]
 
 
+DENSE = ("segmentation", "boundaries")
+"""Tasks whose networks give a map for an image, of its size."""
+
+
 def __getattr__(name: str) -> Any:
     if not name.startswith("_"):
         if name == "convolutionalize":  # no builder: it takes a network
@@ -131,8 +135,8 @@ def check(
 ) -> None:
     """Raises InputError unless the network fits the task and an image of that size.
 
-    It should give one number per class, for segmentation for each pixel; the first of several
-    outputs (a NamedTuple) counts.
+    It should give one number per class, for :data:`DENSE` tasks for each pixel; the first of
+    several outputs (a NamedTuple) counts.
     """
     from torch import Tensor, nn
 
@@ -140,7 +144,7 @@ def check(
 
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} should return a torch.nn.Module; it gave {type(model).__name__}.")
-    dense = task == "segmentation"
+    dense = task in DENSE
     # A user's own network need not say its task; then its output alone tells.
     if getattr(model, "task", _kind(task)) != _kind(task):
         raise _other_task(name, _task_of(model), task)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 _A = ([64], [128], [256, 256], [512, 512], [512, 512])
 _B = ([64, 64], [128, 128], [256, 256], [512, 512], [512, 512])
 _D = ([64, 64], [128, 128], [256] * 3, [512] * 3, [512] * 3)
+VGG16 = _D
 _E = ([64, 64], [128, 128], [256] * 4, [512] * 4, [512] * 4)
 
 
@@ -36,16 +37,7 @@ class VGG(nn.Module):
     ) -> None:
         super().__init__()
         p = 0.5 if dropout is None else dropout
-        layers: list[nn.Module] = []
-        channels = 3
-        for widths in stages:
-            for width in widths:
-                layers.append(nn.Conv2d(channels, width, 3, padding=1))
-                layers += [nn.BatchNorm2d(width)] if batch_norm else []
-                layers.append(nn.ReLU(inplace=True))
-                channels = width
-            layers.append(nn.MaxPool2d(2, stride=2))
-        self.features = nn.Sequential(*layers)
+        self.features = trunk(stages, batch_norm=batch_norm)
         # The identity at the usual size; at others it keeps the fully connected layers usable.
         self.avgpool = nn.AdaptiveAvgPool2d(7)
         self.classifier = nn.Sequential(
@@ -69,6 +61,20 @@ class VGG(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.classifier(self.avgpool(self.features(x)).flatten(1))
         return logits
+
+
+def trunk(stages: tuple[list[int], ...], *, batch_norm: bool = False) -> nn.Sequential:
+    """The convolutions and pools: [N, 3, H, W] to [N, 512, H/32, W/32]."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for widths in stages:
+        for width in widths:
+            layers.append(nn.Conv2d(channels, width, 3, padding=1))
+            layers += [nn.BatchNorm2d(width)] if batch_norm else []
+            layers.append(nn.ReLU(inplace=True))
+            channels = width
+        layers.append(nn.MaxPool2d(2, stride=2))
+    return nn.Sequential(*layers)
 
 
 def vgg11(num_classes: int = 1000, *, dropout: float | None = None) -> VGG:

@@ -43,7 +43,9 @@ class Task(Protocol):
         """One prediction per sample, in the original image's terms. A task with labels per pixel
         takes ``scales`` too, the sizes of the image that are averaged over."""
 
-    def meter(self) -> Meter: ...
+    def meter(self) -> Meter:
+        """A task whose metric takes long also has a ``quick_meter``, of a coarser one under the
+        same names, for the evaluations between epochs."""
 
     def details(self, meter: Meter) -> dict[str, Any]:
         """What a report shows beside the metrics: rows per class, a confusion matrix …"""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidi.ops import receptive, tiles
+from vidi.ops import receptive, tiles, views
 from vidi.tasks import masked
 from vidi.types import Array, Batch, Encoded, Meter, Notes, Sample
 
@@ -70,7 +70,8 @@ class Task:
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of the softmax at each valid pixel. Auxiliary heads (a NamedTuple of
-        outputs) are added at the weight that the network states."""
+        outputs) are added at the weight that the network states. A head that scores every s-th
+        pixel only, [B, K, ⌈H/s⌉, ⌈W/s⌉], is compared there, each for s² pixels."""
         outputs = model(batch.inputs["image"])
         heads = outputs if isinstance(outputs, tuple) else (outputs,)
         auxiliary = getattr(getattr(model, "module", model), "aux_weight", 0.0)
@@ -79,8 +80,10 @@ class Task:
         total = torch.zeros((), device=heads[0].device)
         for i, logits in enumerate(heads):
             if logits is not None:
-                value = masked(self._per_pixel(logits.float(), label), weights > 0)
-                total = total + (1.0 if i == 0 else auxiliary) * (weights * value).sum()
+                s = -(-label.shape[1] // logits.shape[2])
+                there, seen = label[:, ::s, ::s], weights[:, ::s, ::s] * s**2
+                value = masked(self._per_pixel(logits.float(), there), seen > 0)
+                total = total + (1.0 if i == 0 else auxiliary) * (seen * value).sum()
         return {"cross_entropy": total}
 
     def predict(
@@ -99,7 +102,7 @@ class Task:
             return self._scores(model, image, flip, scales)
 
         out: list[Any] = [None] * len(batch)
-        for rows, images in _by_size(batch.inputs["image"]):
+        for rows, images in views.by_size(batch.inputs["image"]):
             seen = (images.shape[2], images.shape[3])
             if seen[0] * seen[1] > tiles.SMALL and (batch.sizes[rows] == seen).all():
                 for row, image in zip(rows, images, strict=True):
@@ -110,16 +113,16 @@ class Task:
                 out[row] = Prediction(likeliest(score, (h, w)))
         return out
 
-    def _tiled(self, network: receptive.Dense, image: Tensor, views: tuple[float, ...]) -> Array:
+    def _tiled(self, network: receptive.Dense, image: Tensor, averaged: tuple[float, ...]) -> Array:
         """The labels of a large image, [3, H, W]."""
-        if views not in self._fields:
-            self._fields[views] = receptive.measure(network, like=image[:0])
+        if averaged not in self._fields:
+            self._fields[averaged] = receptive.measure(network, like=image[:0])
         notes: Notes = []
         mask = tiles.predict_tiled(
             network,
             image.permute(1, 2, 0),
             lambda part: part.permute(2, 0, 1)[None],
-            field=self._fields[views],
+            field=self._fields[averaged],
             notes=notes,
         )
         self.notes += [note for note in notes if note not in self.notes]
@@ -160,23 +163,15 @@ class Task:
         self, model: nn.Module, image: Tensor, flip: bool, scales: Sequence[float]
     ) -> Tensor:
         """[B, K, h, w]: logits, or, where views are averaged, probabilities."""
-        if not flip and tuple(scales) == (1.0,):
+        if views.single(flip, scales):
             return _logits(model, image)
-        size = image.shape[2:]
-        total = image.new_zeros((len(image), len(self.classes), *size))
-        for scale in scales:
-            view = image
-            if scale != 1:
-                sides = [max(1, round(side * scale)) for side in size]
-                view = F.interpolate(
-                    image, sides, mode="bilinear", align_corners=False, antialias=scale < 1
-                )
-            for mirrored in (False, True) if flip else (False,):
-                logits = _logits(model, view.flip(3) if mirrored else view)
-                logits = logits.flip(3) if mirrored else logits
-                logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-                total += logits.softmax(1)
-        return total
+        return views.average(
+            lambda view: _logits(model, view),
+            lambda logits: logits.softmax(1),
+            image,
+            flip=flip,
+            scales=scales,
+        )
 
 
 def likeliest(scores: Tensor, size: tuple[int, int]) -> Array:
@@ -261,17 +256,6 @@ def _logits(model: nn.Module, image: Tensor) -> Tensor:
     outputs = model(image)
     logits: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
     return logits.float()
-
-
-def _by_size(image: Tensor | list[Tensor]) -> list[tuple[list[int], Tensor]]:
-    """(rows, images [B, 3, H, W]) for each size that there is: padded images would not give what
-    they give alone."""
-    if isinstance(image, Tensor):
-        return [(list(range(len(image))), image)]
-    rows: dict[tuple[int, ...], list[int]] = {}
-    for row, one in enumerate(image):
-        rows.setdefault(tuple(one.shape), []).append(row)
-    return [(same, torch.cat([image[row] for row in same])) for same in rows.values()]
 
 
 def _ratio(above: Array, below: Array) -> Array:

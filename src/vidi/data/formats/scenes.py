@@ -42,7 +42,7 @@ APART = 10**9
 """Index of a split's first scene: 0, 10⁹, 2 · 10⁹."""
 DRAWN = 1
 """Goes up when the same seed and index come to look different."""
-KEPT = 16
+KEPT = 8
 """Scenes whose pictures are kept for a moment: image, second frame and truth are asked for one
 after the other, and are drawn at once."""
 SIDES = (16, 4096)
