@@ -30,7 +30,7 @@ class Data:
 
     val_fraction: float = 0.1
     """Share of train that is carved off, stratified, where the data has no validation split."""
-    balance: Literal["auto", "none", "sampler", "weights", "sqrt-weights"] = "auto"
+    balance: Literal["none", "sampler", "weights", "sqrt-weights"] = "none"
     """Against class imbalance: draw classes equally often (sampler), or weight the loss by 1/frequency (weights) or its square root (sqrt-weights)."""  # noqa: E501
     shorter: int | Auto = "auto"
     """Labels per pixel: images whose shorter side is longer than this (pixels) are shrunk to it, in training and prediction; 0 = none is."""  # noqa: E501

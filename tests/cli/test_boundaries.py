@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -218,3 +220,21 @@ def test_settings_for_annotators_are_for_boundaries(ask: Ask, tmp_path: Path) ->
     code, _, err = ask("train", "digits", "--data.agree", 2, "--run", tmp_path / "run")
     assert code == 2
     assert "are for boundaries" in " ".join(err.split())
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "boundaries.md").read_text(encoding="utf-8")
+
+
+def test_the_pages_commands_work(ask: Ask, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos.parent)
+    blocks = re.findall(r"^```console\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    commands = [line.removeprefix("$ vidi ") for block in blocks for line in block.splitlines()]
+    assert len(commands) == 4
+    for command in commands:
+        code, _, err = ask(*shlex.split(command))
+        assert code == 0, f"{command}\n{err}"
+    assert Path("curve.png").is_file()
+    assert sum(path.suffix == ".png" for path in Path("edges").iterdir()) >= 2
+    for path in (*Path("edges").glob("0?.png"), *Path("thin").glob("00.png")):
+        with Image.open(path) as picture:
+            assert picture.mode == "L" and picture.size == (48, 40)

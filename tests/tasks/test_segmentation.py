@@ -238,15 +238,3 @@ def test_large_images_in_tiles_are_the_whole_image(
     assert clear.mean() > 0.99
     for one, expected, sure in zip(found, scores.argmax(1).numpy(), clear, strict=True):
         assert np.array_equal(one.mask[sure], expected[sure])
-
-
-def test_scores_of_every_second_pixel_are_compared_there() -> None:
-    scores, mask = torch.randn(2, K, 5, 5), masks(2)
-    sparse = torch.full((2, 9, 9), IGNORE, dtype=torch.uint8)
-    sparse[:, ::2, ::2] = mask[:, ::2, ::2]
-    spread = torch.zeros(2, K, 9, 9)
-    spread[:, :, ::2, ::2] = scores
-    task = Task(CLASSES)
-    found = task.losses(Fixed(scores), batch(scores, mask))["cross_entropy"]
-    expected = task.losses(Fixed(spread), batch(spread, sparse))["cross_entropy"]
-    assert torch.allclose(found, 4 * expected)

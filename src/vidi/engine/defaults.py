@@ -114,11 +114,6 @@ def for_data(
             augmentation = replace(augmentation, zoom=(min(1.0, size / working), MOST_ZOOM))
         kind = "grey" if survey.grey else "colour"
         notes.append(f"augmentation: {preset} ({kind} images at {size} px)")
-    balance = recipe.data.balance
-    if balance == "auto":
-        balance = "sqrt-weights" if recipe.task == "segmentation" else "none"
-        if balance != "none":
-            notes.append("class weights: 1/√frequency (in mean IoU rare classes count as much)")
     if dense and augmentation.preset == "none" and augmentation.crop == "auto":
         augmentation = replace(augmentation, crop="whole")
     agree, disagreement = recipe.data.agree, recipe.data.disagreement
@@ -156,7 +151,6 @@ def for_data(
             recipe.data,
             threads=threads,
             shorter=shorter,
-            balance=balance,
             agree=agree,
             disagreement=disagreement,
         ),

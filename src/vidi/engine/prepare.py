@@ -44,8 +44,8 @@ POWERS = {"weights": 1.0, "sqrt-weights": 0.5}
 SCORING = 10.0
 """A boundary map's forward pass and its score take this many times the forward pass."""
 BALANCES = {
-    "classification": ("auto", "none", "sampler", *POWERS),
-    "segmentation": ("auto", "none", *POWERS),
+    "classification": ("none", "sampler", *POWERS),
+    "segmentation": ("none", *POWERS),
 }
 """How each task can weigh its classes; others cannot."""
 
@@ -89,7 +89,7 @@ def prepare(
             f"{dataset.root} is data for {dataset.task}, which is read and can be checked, but "
             f"there is no training for it yet; there is for {', '.join(tasks.names())}."
         )
-    if recipe.data.balance not in BALANCES.get(dataset.task, ("auto", "none")):
+    if recipe.data.balance not in BALANCES.get(dataset.task, ("none",)):
         raise InputError(
             f"--data.balance {recipe.data.balance} is for data with one class per image"
             + (" or pixel" if recipe.data.balance in POWERS else "")
@@ -357,8 +357,9 @@ def _whole_images(dataset: Dataset, ids: Array, recipe: Recipe) -> int:
 
 def kept_size(recipe: Recipe) -> int | None:
     """The shorter side, in pixels, to which images are shrunk before they are augmented."""
-    assert recipe.image_size != "auto" and recipe.data.shorter != "auto"
+    assert recipe.image_size != "auto"
     if recipe.task in defaults.DENSE:
+        assert recipe.data.shorter != "auto"
         return recipe.data.shorter or None
     enlarged = recipe.augmentation.crop == "random-resized"
     return math.ceil(recipe.image_size * (MARGIN if enlarged else 1))

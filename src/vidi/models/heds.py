@@ -94,6 +94,10 @@ class HED(nn.Module):
 class SmallHED(nn.Module):
     """Input [N, 3, H, W] of any size; five outputs of that size, the fused one first.
 
+    A departure from HED: its side outputs see their own stage alone, and here the finer ones see
+    the coarser maps as well, merged from coarse to fine. From scratch, fine stages alone know
+    little of objects.
+
     ``stem``: channels at 1/2; ``widths`` and ``depths``: channels and blocks at 1/4, 1/8, 1/16;
     ``merged``: channels in which the resolutions meet.
     """

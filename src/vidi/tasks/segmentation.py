@@ -70,8 +70,7 @@ class Task:
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of the softmax at each valid pixel. Auxiliary heads (a NamedTuple of
-        outputs) are added at the weight that the network states. A head that scores every s-th
-        pixel only, [B, K, ⌈H/s⌉, ⌈W/s⌉], is compared there, each for s² pixels."""
+        outputs) are added at the weight that the network states."""
         outputs = model(batch.inputs["image"])
         heads = outputs if isinstance(outputs, tuple) else (outputs,)
         auxiliary = getattr(getattr(model, "module", model), "aux_weight", 0.0)
@@ -80,10 +79,8 @@ class Task:
         total = torch.zeros((), device=heads[0].device)
         for i, logits in enumerate(heads):
             if logits is not None:
-                s = -(-label.shape[1] // logits.shape[2])
-                there, seen = label[:, ::s, ::s], weights[:, ::s, ::s] * s**2
-                value = masked(self._per_pixel(logits.float(), there), seen > 0)
-                total = total + (1.0 if i == 0 else auxiliary) * (seen * value).sum()
+                value = masked(self._per_pixel(logits.float(), label), weights > 0)
+                total = total + (1.0 if i == 0 else auxiliary) * (weights * value).sum()
         return {"cross_entropy": total}
 
     def predict(

@@ -37,7 +37,7 @@ TRUTH = {
 }
 SIDE = {"flow": 256}
 """Pixels of a scene's sides where nothing is said; 128 for other tasks."""
-COUNTS = {"train": 2000, "val": 200, "test": 200}
+COUNTS = {"train": 10000, "val": 200, "test": 200}
 APART = 10**9
 """Index of a split's first scene: 0, 10⁹, 2 · 10⁹."""
 DRAWN = 1
