@@ -124,7 +124,12 @@ def words_of(recipe: Recipe) -> list[str]:
     words: list[str] = []
     for name, value, _ in flat(recipe):
         flag = f"--{name.replace('_', '-')}"
-        if name in ("optimiser.decay_biases_and_norms", "logging.tensorboard", "logging.pictures"):
+        if name in (
+            "optimiser.decay_biases_and_norms",
+            "optimiser.sum_pixels",
+            "logging.tensorboard",
+            "logging.pictures",
+        ):
             part, _, last = flag.rpartition(".")
             words.append(flag if value else f"{part}.no-{last}")
         else:

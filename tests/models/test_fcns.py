@@ -117,6 +117,13 @@ class Box(nn.Conv2d):
         return super().forward(x.mean(1, keepdim=True))
 
 
+class Nothing(nn.Module):
+    """Zeros for the four pixels of a cell."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x[:, :1]).expand(-1, 4, -1, -1)
+
+
 def linear(network: Any) -> Any:
     """The network with its geometry alone: one channel, boxes, averages."""
     for module in list(network.modules()):
@@ -133,6 +140,8 @@ def linear(network: Any) -> Any:
             else:
                 continue
             setattr(module, name, new)
+    if hasattr(network, "refine"):  # what it adds is learned for each pixel, and stands nowhere
+        network.refine = Nothing()
     return network.eval()
 
 
@@ -347,8 +356,8 @@ def test_auxiliary_outputs_pass_the_check() -> None:
 
 
 def test_names_by_task() -> None:
-    both = models.names("classification") + models.names("segmentation")
-    assert sorted(both) == sorted(models.names())
+    kinds = ("classification", "segmentation", "boundaries")
+    assert sorted(n for kind in kinds for n in models.names(kind)) == sorted(models.names())
     assert "resnet18" in models.names("multilabel")
     assert all(name.startswith("fcn") for name in models.names("segmentation"))
     for name in models.names("segmentation"):

@@ -214,7 +214,7 @@ class Loader:
         work.keys[row] = key
         loaded = self._read(i, key)
         work.valid[row] = loaded is not None
-        image, size, truth = loaded or self._stand_in()
+        image, size, truth = loaded or self._stand_in(i)
         work.sizes[row] = size
         out = None if work.images is None else work.views[row]
         sample, work.matrices[row] = self._moved(work.plan, row, key, image, size, truth, out)
@@ -265,12 +265,19 @@ class Loader:
             self.failures[key] = str(error)
             return None
 
-    def _stand_in(self) -> _Loaded:
-        """What takes the row of a sample that cannot be read, so that shapes and order stay; its
-        image is made black, and whatever the task makes of it counts for nothing."""
-        for i in self.ids.tolist():
+    def _stand_in(self, i: int) -> _Loaded:
+        """What takes the row of a sample that cannot be read, so that shapes and order stay: the
+        first that can. Its image is made black, and whatever the task makes of it counts for
+        nothing. In evaluation, where no target is looked at, a black pixel with what is annotated
+        of sample ``i`` itself does."""
+        if not self.train:
+            truth: dict[str, Any] = {}
             with contextlib.suppress(InputError):
-                return *self.load(i), self.truth(i)
+                truth = self.truth(i)
+            return np.zeros((1, 1, 3), np.uint8), (1, 1), truth
+        for other in self.ids.tolist():
+            with contextlib.suppress(InputError):
+                return *self.load(other), self.truth(other)
         raise InputError(f"Not one of {len(self.ids)} samples of {self.dataset.root} can be read.")
 
     def _moved(

@@ -117,9 +117,9 @@ def for_data(
     if dense and augmentation.preset == "none" and augmentation.crop == "auto":
         augmentation = replace(augmentation, crop="whole")
     agree, disagreement = recipe.data.agree, recipe.data.disagreement
+    agree = 3 if agree == "auto" else agree
+    disagreement = "ignore" if disagreement == "auto" else disagreement
     if recipe.task == "boundaries":
-        agree = 3 if agree == "auto" else agree
-        disagreement = "ignore" if disagreement == "auto" else disagreement
         rest = "are none" if disagreement == "negative" else "count for nothing"
         notes.append(
             f"a boundary is what {agree} annotators mark (all, where an image has fewer); pixels "

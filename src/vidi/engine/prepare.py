@@ -106,9 +106,14 @@ def prepare(
             "--augmentation.crop zoom and whole, --data.shorter and --optimiser.sum-pixels are for "
             f"labels per pixel; {dataset.root} is data for {dataset.task}. Leave them out."
         )
-    if dataset.task != "boundaries" and (recipe.data.agree, recipe.data.disagreement) != (
-        "auto",
-        "auto",
+    if (
+        saved is None
+        and dataset.task != "boundaries"
+        and (recipe.data.agree, recipe.data.disagreement)
+        != (
+            "auto",
+            "auto",
+        )
     ):
         raise InputError(
             "--data.agree and --data.disagreement are for boundaries with several annotators; "
