@@ -257,7 +257,7 @@ def test_every_shared_network_has_published_weights_and_no_other() -> None:
     assert weights.published("resnet50") == ("imagenet1k_v1", "imagenet1k_v2")
     dense = {name for name in models.names("segmentation") if weights.published(name)}
     assert dense == {
-        *(f"fcn{stride}s_vgg16" for stride in (8, 16, 32)),
+        *(f"fcn{stride}_vgg16" for stride in ("8s", "8s_atonce", "16s", "32s")),
         "fcn32s_alexnet",
         "fcn32s_googlenet",
         *(f"fcn_resnet{depth}" for depth in (18, 34, 50, 101)),
