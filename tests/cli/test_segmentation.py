@@ -50,7 +50,9 @@ def binary(folder: Path, *, sizes: tuple[tuple[int, int], ...] = ((40, 50), (36,
         for i in range(count):
             h, w = sizes[i % len(sizes)]
             y, x = np.mgrid[:h, :w]
-            there = (x - rng.uniform(12, w - 12)) ** 2 + (y - rng.uniform(12, h - 12)) ** 2 < 80
+            there = (x - rng.uniform(min(12, w / 2), max(w - 12, w / 2))) ** 2 + (
+                y - rng.uniform(min(12, h / 2), max(h - 12, h / 2))
+            ) ** 2 < 80
             pixels = rng.integers(0, 80, (h, w, 3)) + 150 * there[..., None]
             Image.fromarray(pixels.astype(np.uint8)).save(folder / split / "images" / f"{i}.jpg")
             mask = Image.fromarray((255 * there).astype(np.uint8))
@@ -159,3 +161,10 @@ def test_a_network_of_the_wrong_output_is_refused(
     data = "scenes:segmentation,size=32,n=8,val=2,test=0"
     code, _, err = ask("train", data, "--run", tmp_path / "run", "--model", "nets:twice", *QUICK)
     assert code == 2 and "64" in err and "32" in err, err
+
+
+def test_images_of_a_few_pixels_get_a_crop_that_holds_them(ask: Ask, tmp_path: Path) -> None:
+    data = binary(tmp_path / "tiny", sizes=((12, 13),))
+    code, _, err = ask("train", data, "--run", tmp_path / "run", "--length.steps", 2)
+    assert code == 0, err
+    assert "crops of 17 px" in err

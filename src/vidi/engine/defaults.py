@@ -78,7 +78,7 @@ def for_data(
         most = 512 if device.type == "cuda" else 224
         # 16 n + 1: strides of 2 then take the first and the last pixel at each resolution, and
         # what is interpolated between them needs no cut.
-        size = min(most, working) // 16 * 16 + 1
+        size = max(16, min(most, working)) // 16 * 16 + 1
         notes.append(f"image size: crops of {size} px in training, whole images in evaluation")
     else:
         if weights_size is not None:
