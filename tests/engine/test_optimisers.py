@@ -109,6 +109,22 @@ def test_muon_takes_all_singular_values_near_one() -> None:
     assert torch.nn.functional.cosine_similarity(turned.flatten(), q.flatten(), dim=0) > 0.999
 
 
+@pytest.mark.parametrize("shape", [(24, 24), (16, 144), (64, 20), (128, 27)])
+def test_muon_takes_the_paper_s_steps(shape: tuple[int, int]) -> None:
+    """The five steps as written, x ← ax + (bs + cs²)x with s = xxᵀ, in float64."""
+    torch.manual_seed(0)
+    a, b, c = muon.COEFFICIENTS
+    for decades in (0, 2, 6):  # singular values from 1 down to 10^-6
+        u, _, v = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+        matrix = u @ torch.diag(torch.logspace(0, -decades, min(shape), dtype=torch.float64)) @ v
+        x = matrix / matrix.norm()
+        for _ in range(5):
+            s = x @ x.T
+            x = a * x + (b * s + c * s @ s) @ x
+        found = muon.orthogonal(matrix.float()).double()
+        torch.testing.assert_close(found, x, atol=1e-3, rtol=0)
+
+
 def test_muon_is_pytorchs_on_a_matrix_and_sgd_elsewhere() -> None:
     recipe = settled(name="muon", momentum=0.95)
     model = nn.Sequential(nn.Linear(12, 8), nn.Linear(8, 3))
