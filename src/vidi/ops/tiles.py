@@ -9,6 +9,7 @@ floating-point pixels never exist.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -113,6 +114,41 @@ def predict_tiled(
             out[..., *one.kept] = part
     assert out is not None
     return out
+
+
+@dataclass
+class Tiled:
+    """:func:`predict_tiled` for one image after another: what the network sees is measured once.
+
+    ``notes``: what should be known of the results, each sentence once.
+    """
+
+    notes: Notes = dataclasses.field(default_factory=list)
+    _fields: dict[Any, Field] = dataclasses.field(default_factory=dict)
+
+    def __call__(
+        self,
+        network: Dense,
+        image: Tensor,
+        *,
+        views: Any = None,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+    ) -> Array:
+        """Of a normalised image [C, H, W]. ``views``: which ones the network averages over; it
+        sees further with some than with others."""
+        if views not in self._fields:
+            self._fields[views] = receptive.measure(network, like=image[:0])
+        notes: Notes = []
+        out = predict_tiled(
+            network,
+            image.permute(1, 2, 0),
+            lambda part: part.permute(2, 0, 1)[None],
+            field=self._fields[views],
+            reduce=reduce,
+            notes=notes,
+        )
+        self.notes += [note for note in notes if note not in self.notes]
+        return out
 
 
 def labels(logits: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidi.ops import boundaries, receptive, tiles, views
+from vidi.ops import boundaries, tiles, views
 from vidi.ops.boundary_scoring import Scoring
 from vidi.types import Array, Batch, Encoded, Meter, Notes, Sample
 
@@ -56,10 +56,13 @@ class Task:
     disagreement: Literal["negative", "ignore"] = "negative"
     headline: str = "ods"
     outputs: int = 1
-    notes: Notes = field(default_factory=list)
-    """What should be known of predictions that were made in tiles."""
     padding: ClassVar[dict[str, int]] = {"edges": IGNORE}
-    _fields: dict[tuple[float, ...], receptive.Field] = field(default_factory=dict)
+    _tiled: tiles.Tiled = field(default_factory=tiles.Tiled)
+
+    @property
+    def notes(self) -> Notes:
+        """What should be known of predictions that were made in tiles."""
+        return self._tiled.notes
 
     def encode(self, sample: Sample, rng: Any, *, train: bool) -> Encoded:
         if not train:  # the meter looks at the sample's own maps, at full size
@@ -128,29 +131,18 @@ class Task:
             seen = (images.shape[2], images.shape[3])
             large = seen[0] * seen[1] > tiles.SMALL
             for row, one in zip(rows, images if large else network(images), strict=True):
-                soft = self._tiled(network, one, (flip, *scales)) if large else one
+                soft = one
+                if large:
+                    found = self._tiled(
+                        network, one, views=(flip, *scales), reduce=lambda values: values[0]
+                    )
+                    soft = torch.from_numpy(found)
                 h, w = (int(side) for side in batch.sizes[row])
                 if seen != (h, w):
                     soft = F.interpolate(soft[None], (h, w), mode="bilinear", align_corners=False)
                 # Averaging may leave a hair more than 1.
                 out[row] = Prediction(soft.clamp(0, 1).cpu().numpy().reshape(h, w))
         return out
-
-    def _tiled(self, network: receptive.Dense, image: Tensor, seen: tuple[float, ...]) -> Tensor:
-        """[1, H, W] of a large image [3, H, W]; ``seen``: the views that are averaged."""
-        if seen not in self._fields:
-            self._fields[seen] = receptive.measure(network, like=image[:0])
-        notes: Notes = []
-        soft = tiles.predict_tiled(
-            network,
-            image.permute(1, 2, 0),
-            lambda part: part.permute(2, 0, 1)[None],
-            field=self._fields[seen],
-            reduce=lambda probabilities: probabilities[0],
-            notes=notes,
-        )
-        self.notes += [note for note in notes if note not in self.notes]
-        return torch.from_numpy(soft)
 
     def meter(self) -> BoundaryMeter:
         return BoundaryMeter(boundaries.LEVELS)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidi.ops import receptive, tiles, views
+from vidi.ops import tiles, views
 from vidi.tasks import masked
 from vidi.types import Array, Batch, Encoded, Meter, Notes, Sample
 
@@ -47,10 +47,13 @@ class Task:
     sum_pixels: bool = False
     loss: Callable[..., Tensor] | None = None
     headline: str = "miou"
-    notes: Notes = field(default_factory=list)
-    """What should be known of predictions that were made in tiles."""
     padding: ClassVar[dict[str, int]] = {"mask": IGNORE}
-    _fields: dict[tuple[float, ...], receptive.Field] = field(default_factory=dict)
+    _tiled: tiles.Tiled = field(default_factory=tiles.Tiled)
+
+    @property
+    def notes(self) -> Notes:
+        """What should be known of predictions that were made in tiles."""
+        return self._tiled.notes
 
     @property
     def outputs(self) -> int:
@@ -103,27 +106,12 @@ class Task:
             seen = (images.shape[2], images.shape[3])
             if seen[0] * seen[1] > tiles.SMALL and (batch.sizes[rows] == seen).all():
                 for row, image in zip(rows, images, strict=True):
-                    out[row] = Prediction(self._tiled(network, image, (flip, *scales)))
+                    out[row] = Prediction(self._tiled(network, image, views=(flip, *scales)))
                 continue
             for row, score in zip(rows, network(images), strict=True):
                 h, w = (int(side) for side in batch.sizes[row])
                 out[row] = Prediction(likeliest(score, (h, w)))
         return out
-
-    def _tiled(self, network: receptive.Dense, image: Tensor, averaged: tuple[float, ...]) -> Array:
-        """The labels of a large image, [3, H, W]."""
-        if averaged not in self._fields:
-            self._fields[averaged] = receptive.measure(network, like=image[:0])
-        notes: Notes = []
-        mask = tiles.predict_tiled(
-            network,
-            image.permute(1, 2, 0),
-            lambda part: part.permute(2, 0, 1)[None],
-            field=self._fields[averaged],
-            notes=notes,
-        )
-        self.notes += [note for note in notes if note not in self.notes]
-        return mask
 
     def meter(self) -> SegmentationMeter:
         return SegmentationMeter(len(self.classes))
