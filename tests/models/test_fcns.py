@@ -161,7 +161,10 @@ def test_every_score_stands_where_its_pixels_are(name: str, options: dict[str, b
     found = ((weight.sum(1) @ pixels).item(), (weight.sum(0) @ pixels).item())
     # torchvision's interpolation takes pixel 8k for the middle of pixels 8k to 8k + 7.
     off = 3.5 if name in ("fcn_resnet50", "fcn_resnet101") else 0.0
-    assert found == pytest.approx((y - off, x - off), abs=1e-3)
+    expected = (y - off, x - off)
+    if name == "fcn_small":  # the four pixels of a cell at 1/2 have its scores until it is trained
+        expected = (y // 2 * 2, x // 2 * 2)
+    assert found == pytest.approx(expected, abs=1e-3)
 
 
 # The classifier inside

@@ -8,7 +8,8 @@ features instead of scores in the sums were tried, and in a short run were worse
 
 A sum of scores cannot move a border to where the image has an edge: what is an edge depends on the
 classes on its two sides. So two layers look at the sum and the first features together, and say at
-full resolution, four pixels a cell, by how much the interpolated scores are off.
+full resolution, four pixels a cell, by how much the cell's scores are off. The last doubling is
+theirs too: interpolating all classes at full resolution would cost as much as they do.
 
 Every strided convolution is 3×3 with padding 1, so cell k at 1/s stands on pixel s·k, and is
 interpolated from there (``ops.bilinear.enlarge``).
@@ -68,9 +69,10 @@ class SmallFCN(nn.Module):
             own: Tensor = score(y)
             total = own if total is None else own + enlarge(total, 2, own.shape[2:])
         assert total is not None
-        fine = F.pixel_shuffle(self.refine(torch.cat((maps[0], total), 1)), 2)
+        # Four pixels a cell: each class's sum, and by how much it is off at each of them.
+        fine = total.repeat_interleave(4, 1) + self.refine(torch.cat((maps[0], total), 1))
         height, width = x.shape[2:]
-        return enlarge(total, 2, x.shape[2:]) + fine[:, :, :height, :width]
+        return F.pixel_shuffle(fine, 2)[:, :, :height, :width]
 
 
 def _layer(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...]:
