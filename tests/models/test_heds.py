@@ -58,7 +58,7 @@ def test_boundaries_are_found_by_their_task() -> None:
 def stages(network: nn.Module) -> list[str]:
     """A weight of each resolution's last convolution."""
     if isinstance(network, heds.SmallHED):
-        return ["stem.0.weight", *(f"stages.{k}.1.conv2.weight" for k in range(3))]
+        return ["stem.0.weight", *(f"stages.{k}.0.conv2.weight" for k in range(3))]
     return [f"features.{k}.weight" for k in (2, 7, 14, 21, 28)]
 
 

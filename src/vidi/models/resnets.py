@@ -114,6 +114,15 @@ class BottleneckV1(Bottleneck):
 Block = type[BasicBlock] | type[Bottleneck]
 
 
+def conv_bn_relu(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...]:
+    """A 3×3 convolution, its normalisation and ReLU, for an ``nn.Sequential``."""
+    return (
+        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
 def stage(
     block: Block, inputs: int, width: int, depth: int, stride: int, shortcut: Shortcut | None
 ) -> nn.Sequential:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidi.models.fcns import SOURCE
-from vidi.models.resnets import BasicBlock, initialise, stage
+from vidi.models.resnets import BasicBlock, conv_bn_relu, initialise, stage
 from vidi.ops.bilinear import enlarge
 
 
@@ -45,10 +45,11 @@ class SmallFCN(nn.Module):
     ) -> None:
         super().__init__()
         first, channels = stem
-        self.stem = nn.Sequential(*_layer(3, first, 2), *_layer(first, channels, 1))
+        self.stem = nn.Sequential(*conv_bn_relu(3, first, 2), *conv_bn_relu(first, channels, 1))
         self.stages = nn.ModuleList()
         self.refine = nn.Sequential(
-            *_layer(channels + num_classes, refined, 1), nn.Conv2d(refined, 4 * num_classes, 1)
+            *conv_bn_relu(channels + num_classes, refined, 1),
+            nn.Conv2d(refined, 4 * num_classes, 1),
         )
         self.scores = nn.ModuleList([nn.Conv2d(channels, num_classes, 1)])
         for width, depth in zip(widths, depths, strict=True):
@@ -73,14 +74,6 @@ class SmallFCN(nn.Module):
         fine = total.repeat_interleave(4, 1) + self.refine(torch.cat((maps[0], total), 1))
         height, width = x.shape[2:]
         return F.pixel_shuffle(fine, 2)[:, :, :height, :width]
-
-
-def _layer(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...]:
-    return (
-        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
 
 
 def fcn_small(
