@@ -36,8 +36,8 @@ class Data:
     """Labels per pixel: images whose shorter side is longer than this (pixels) are shrunk to it, in training and prediction; 0 = none is."""  # noqa: E501
     agree: int | Auto = "auto"
     """Boundaries: so many annotators make one; all of them, where an image has fewer."""
-    disagreement: Literal["auto", "negative", "ignore"] = "auto"
-    """Boundaries: pixels that some annotators mark, but fewer, are none (negative), or count for nothing (ignore)."""  # noqa: E501
+    disagreement: Literal["auto", "negative", "ignore", "share"] = "auto"
+    """Boundaries: pixels that some annotators mark, but fewer, are none (negative), count for nothing (ignore), or are one to that degree (share)."""  # noqa: E501
     max_megapixels: float = 100.0
     """An image with more pixels than this (millions) is refused before it is decoded."""
     threads: int | Auto = field(default="auto", metadata=FREE)

@@ -50,7 +50,7 @@ def sample(edges: Array, segments: Array | None = None) -> Sample:
 
 
 def target(*rows: list[int]) -> Tensor:
-    return torch.tensor([rows], dtype=torch.uint8)
+    return torch.tensor([rows], dtype=torch.float32)
 
 
 MARKS = np.array([[[0, 255, 255, 255]], [[0, 0, 255, 255]], [[0, 0, 0, 255]]], np.uint8)
@@ -66,10 +66,12 @@ MARKS = np.array([[[0, 255, 255, 255]], [[0, 0, 255, 255]], [[0, 0, 0, 255]]], n
         (3, "ignore", [0, 255, 255, 1]),
         (2, "ignore", [0, 255, 1, 1]),
         (5, "negative", [0, 0, 0, 1]),  # all, where they are fewer
+        (3, "share", [0, 1 / 3, 2 / 3, 1]),
+        (2, "share", [0, 0.5, 1, 1]),
     ],
 )
-def test_annotators_are_fused(agree: int, disagreement: str, expected: list[int]) -> None:
-    assert fused(MARKS, agree, disagreement).tolist() == [expected]
+def test_annotators_are_fused(agree: int, disagreement: str, expected: list[float]) -> None:
+    assert fused(MARKS, agree, disagreement) == pytest.approx(np.array([expected]))
 
 
 def test_what_lies_beyond_the_image_is_ignored() -> None:
@@ -97,9 +99,23 @@ def test_loss_of_two_by_two_pixels_in_closed_form() -> None:
     assert float(Task().weights(made)["fuse"]) == pytest.approx(1.5)
 
 
+def test_what_some_annotators_mark_is_a_boundary_in_part() -> None:
+    """Balanced as one, and its loss is least where the sigmoid is its share."""
+    made = batch(torch.zeros(1, 3, 2, 2), target([1 / 3, 0], [0, IGNORE]))
+    logits = torch.tensor([[[[0.5, -1.0], [2.0, 9.0]]]], requires_grad=True)
+    found = Task(sum_pixels=True).losses(Fixed(logits), made)["fuse"]
+    p = logits.detach().sigmoid().flatten().tolist()
+    own = -math.log(p[0]) / 3 - 2 / 3 * math.log(1 - p[0])
+    expected = 2 / 3 * own - 1 / 3 * (math.log(1 - p[1]) + math.log(1 - p[2]))
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-6)
+    (slope,) = torch.autograd.grad(found, logits)
+    assert slope[0, 0, 0, 0].item() == pytest.approx(2 / 3 * (p[0] - 1 / 3), rel=1e-5)
+    assert slope[0, 0, 1, 1].item() == 0
+
+
 def test_each_image_is_balanced_by_itself() -> None:
     logits = torch.randn(2, 1, 3, 3)
-    edges = torch.tensor([[[1, 0, 0]] * 3, [[1, 1, 0]] * 3], dtype=torch.uint8)
+    edges = torch.tensor([[[1.0, 0, 0]] * 3, [[1.0, 1, 0]] * 3])
     task = Task(sum_pixels=True)
     together = task.losses(Fixed(logits), batch(torch.zeros(2, 3, 3, 3), edges))["fuse"]
     alone = [

@@ -118,12 +118,12 @@ def for_data(
         augmentation = replace(augmentation, crop="whole")
     agree, disagreement = recipe.data.agree, recipe.data.disagreement
     agree = 3 if agree == "auto" else agree
-    disagreement = "ignore" if disagreement == "auto" else disagreement
+    disagreement = "share" if disagreement == "auto" else disagreement
     if recipe.task == "boundaries":
-        rest = "are none" if disagreement == "negative" else "count for nothing"
+        rest = {"negative": "are none", "ignore": "count for nothing", "share": "are one in part"}
         notes.append(
             f"a boundary is what {agree} annotators mark (all, where an image has fewer); pixels "
-            f"that fewer mark {rest} (--data.agree, --data.disagreement)"
+            f"that fewer mark {rest[disagreement]} (--data.agree, --data.disagreement)"
         )
     precision = recipe.precision
     if precision == "auto":

@@ -41,19 +41,20 @@ class Prediction:
 @dataclass
 class Task:
     """``agree``: annotators that make a boundary; all of them where they are fewer.
-    ``disagreement``: pixels that some mark, but fewer, are no boundary, as in the paper, or are
-    ignored (Liu et al. 2017, "Richer convolutional features for edge detection", section 3.2).
+    ``disagreement``: pixels that some mark, but fewer, are no boundary (negative), as in the paper;
+    or are ignored (Liu et al. 2017, "Richer convolutional features for edge detection", section
+    3.2); or are as much of one as there are annotators (share): one of three marks makes 1/3.
     ``sum_pixels``: the loss is summed over an image's pixels and averaged over images, as in the
     paper; else it is averaged over all valid pixels by their weights. ``loss``: the user's own,
-    called with logits [B, 1, H, W] and labels int64 [B, H, W] (0, 1 or, ignored, 255); it gives one
-    value per pixel [B, H, W], or their mean."""
+    called with logits [B, 1, H, W] and targets float32 [B, H, W] (0 to 1, or 255 where ignored); it
+    gives one value per pixel [B, H, W], or their mean."""
 
     classes: tuple[str, ...] = ()
     label_smoothing: float = 0.0
     sum_pixels: bool = False
     loss: Callable[..., Tensor] | None = None
     agree: int = AGREE
-    disagreement: Literal["negative", "ignore"] = "negative"
+    disagreement: Literal["negative", "ignore", "share"] = "negative"
     headline: str = "ods"
     outputs: int = 1
     padding: ClassVar[dict[str, int]] = {"edges": IGNORE}
@@ -161,14 +162,15 @@ class Task:
 
     def _pixel_weights(self, batch: Batch) -> Tensor:
         """float32 [B, H, W]: of an image's P positive and N negative pixels, N / (P + N) for each
-        positive and P / (P + N) for each negative one; 0 for what is ignored or unreadable.
+        positive and P / (P + N) for each negative one; 0 for what is ignored or unreadable. What
+        is a share of a boundary is positive.
 
         So an image without a boundary counts for nothing, and so does one without anything else:
         the paper's formula, taken at its word.
         """
         edges = batch.targets["edges"]
         valid = batch.targets["valid"].view(-1, 1, 1)
-        positive, negative = (edges == 1) & valid, (edges == 0) & valid
+        positive, negative = (edges > 0) & (edges != IGNORE) & valid, (edges == 0) & valid
         p, n = (x.sum((1, 2), keepdim=True).float() for x in (positive, negative))
         total = (p + n).clamp_min(1)
         weights: Tensor = positive * (n / total) + negative * (p / total)
@@ -176,25 +178,25 @@ class Task:
 
     def _per_pixel(self, logits: Tensor, edges: Tensor) -> Tensor:
         if self.loss is not None:
-            return self.loss(logits, edges.long()).expand(edges.shape)
-        target = (edges == 1).float()
+            return self.loss(logits, edges).expand(edges.shape)
+        target = edges.where(edges != IGNORE, 0.0)
         if self.label_smoothing:
             target = target * (1 - self.label_smoothing) + self.label_smoothing / 2
         return F.binary_cross_entropy_with_logits(logits[:, 0], target, reduction="none")
 
 
 def fused(edges: Array, agree: int, disagreement: str) -> Array:
-    """One target of all annotators' maps, uint8 [H, W]: 1 where at least ``agree`` of them mark a
-    pixel (or all, where they are fewer), 0 where none does, and 0 or 255 where some do.
+    """One target of all annotators' maps, float32 [H, W]: 1 where at least ``agree`` of them mark a
+    pixel (or all, where they are fewer), 0 where none does; where some do, 0, 255, or how many of
+    those needed they are.
 
     ``edges``: uint8 [A, H, W], 0 to 255.
     """
-    marks = (edges >= MARKED).sum(0)
-    positive = marks >= min(agree, len(edges))
-    target = positive.astype(np.uint8)
-    if disagreement == "ignore":
-        target[(marks > 0) & ~positive] = IGNORE
-    return np.asarray(target)
+    marks = (edges >= MARKED).sum(0, dtype=np.float32)
+    target = np.minimum(marks / min(agree, len(edges)), 1)
+    if disagreement != "share":
+        target[(target > 0) & (target < 1)] = IGNORE if disagreement == "ignore" else 0
+    return np.asarray(target, np.float32)
 
 
 class BoundaryMeter:
