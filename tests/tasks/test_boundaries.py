@@ -102,13 +102,14 @@ def test_loss_of_two_by_two_pixels_in_closed_form() -> None:
 def test_what_some_annotators_mark_is_a_boundary_in_part() -> None:
     """Balanced as one, and its loss is least where the sigmoid is its share."""
     made = batch(torch.zeros(1, 3, 2, 2), target([1 / 3, 0], [0, IGNORE]))
-    logits = torch.tensor([[[[0.5, -1.0], [2.0, 9.0]]]], requires_grad=True)
-    found = Task(sum_pixels=True).losses(Fixed(logits), made)["fuse"]
-    p = logits.detach().sigmoid().flatten().tolist()
+    logits = torch.tensor([[[[0.5, -1.0], [2.0, 9.0]]]])
+    model = Fixed(logits)
+    found = Task(sum_pixels=True).losses(model, made)["fuse"]
+    p = logits.sigmoid().flatten().tolist()
     own = -math.log(p[0]) / 3 - 2 / 3 * math.log(1 - p[0])
     expected = 2 / 3 * own - 1 / 3 * (math.log(1 - p[1]) + math.log(1 - p[2]))
     assert float(found.detach()) == pytest.approx(expected, rel=1e-6)
-    (slope,) = torch.autograd.grad(found, logits)
+    (slope,) = torch.autograd.grad(found, model.logits[0])
     assert slope[0, 0, 0, 0].item() == pytest.approx(2 / 3 * (p[0] - 1 / 3), rel=1e-5)
     assert slope[0, 0, 1, 1].item() == 0
 
