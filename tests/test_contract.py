@@ -25,6 +25,7 @@ SMALL = {
     "fcn_small": 33,
     "fcn_resnet18": 40,
     "hed_small": 33,
+    "flownet_small": 32,
 }
 """Run for real, at this size; all networks are run on the meta device, at their own."""
 
@@ -42,11 +43,17 @@ def batch(image: torch.Tensor, task: str) -> Batch:
         pixels = torch.arange(height * width, device=image.device).view(height, width)
         value = (pixels + label.view(-1, 1, 1)) % 7
         truth = {"edges": torch.where(value == 6, 255, value == 0).to(torch.uint8)}
+    elif task == "flow":
+        # Each image moves its own way, by about 1.95 · 20 pixels, which a fresh network is off by.
+        way = torch.stack((27.0 + label, 27.0 - label), 1).view(-1, 1, 1, 2)
+        known = torch.ones((n, height, width), dtype=torch.bool, device=image.device)
+        truth = {"flow": way.expand(-1, height, width, 2), "known": known}
     else:
         truth = {"label": label}
     valid = torch.ones(n, dtype=torch.bool, device=image.device)
+    frames = {"image": image} | ({"image2": image.flip(3)} if task == "flow" else {})
     return Batch(
-        inputs={"image": image},
+        inputs=frames,
         targets={**truth, "valid": valid},
         keys=[str(i) for i in range(n)],
         ids=np.arange(n),
@@ -126,6 +133,9 @@ def test_a_batch_equals_its_singles(name: str, channels_last: bool) -> None:
         elif kind == "boundaries":
             assert np.allclose(together.soft, alone.soft, atol=1e-4)
             assert together.soft.std() > 0.01
+        elif kind == "flow":
+            assert np.allclose(together.flow, alone.flow, atol=1e-3)
+            assert together.flow.std() > 0.1
         else:
             a, b = together.log_probabilities, alone.log_probabilities
             assert np.allclose(a, b, atol=1e-4)

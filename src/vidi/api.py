@@ -19,12 +19,14 @@ import safetensors.torch
 from torch import nn
 
 from vidi import recipe as recipes
-from vidi.data.dataset import Dataset
+from vidi.data.cache import seconds
+from vidi.data.dataset import Dataset, FramePairs
 from vidi.data.loader import Loader
-from vidi.data.open import KIND, from_images, open_data
+from vidi.data.open import KIND, from_images, from_pairs, open_data
 from vidi.engine import checkpoint, device, distributed, heatmaps
 from vidi.engine.defaults import DENSE
 from vidi.engine.evaluate import Compute, evaluate, predictions
+from vidi.engine.flow_fields import FlowField
 from vidi.engine.heatmaps import ENLARGE, HeatMap
 from vidi.engine.prepare import (
     Prepared,
@@ -267,17 +269,22 @@ class Model:
         self, sources: Any, *, flip: bool = False, scales: Sequence[float] = (1.0,)
     ) -> list[Any]:
         """One prediction per image, in order: a :class:`Prediction`, a :class:`Segmentation` or a
-        :class:`BoundaryMap`.
+        :class:`BoundaryMap`; for flow, a :class:`FlowField` per pair.
 
-        ``sources``: a path, a uint8 RGB array [H, W, 3], or a list of either. The image goes
-        through the very steps that evaluation takes. ``flip`` averages over its mirror image,
-        ``scales`` over several sizes, relative to its own (segmentation).
+        ``sources``: a path, a uint8 RGB array [H, W, 3], or a list of either; for flow, a list of
+        pairs of them. The image goes through the very steps that evaluation takes. ``flip``
+        averages over its mirror image, ``scales`` over several sizes, relative to its own
+        (segmentation, boundaries).
 
         Raises :class:`InputError` that lists every image that cannot be read.
         """
         views = self._views(flip, scales)
         images = [sources] if isinstance(sources, str | Path | np.ndarray) else list(sources)
-        dataset = from_images(images, max_megapixels=self.recipe.data.max_megapixels)
+        most = self.recipe.data.max_megapixels
+        if self.recipe.task == "flow":
+            dataset = from_pairs([_pair(one) for one in images], max_megapixels=most)
+        else:
+            dataset = from_images(images, max_megapixels=most)
         task, batches = self._loader(dataset, np.arange(len(dataset)))
         found: list[Any] = []
         for _, some in predictions(self.network, task, batches, self.compute, **views):
@@ -285,7 +292,18 @@ class Model:
         if batches.failures:
             raise InputError(unreadable(batches.failures, "and got no prediction"))
         if self.recipe.task in DENSE:
-            self.notes += [note for note in task.notes if note not in self.notes]
+            self.notes += [n for n in getattr(task, "notes", ()) if n not in self.notes]
+        if dataset.images2 is not None:
+            return [
+                FlowField(
+                    path=dataset.images.key(i),
+                    path2=dataset.images2.key(i),
+                    image=dataset.images.load(i, None)[0],
+                    image2=dataset.images2.load(i, None)[0],
+                    flow=p.flow,
+                )
+                for i, p in enumerate(found)
+            ]
         if self.recipe.task == "boundaries":
             return [BoundaryMap(dataset.images.key(i), p.soft) for i, p in enumerate(found)]
         if self.recipe.task == "segmentation":
@@ -426,10 +444,10 @@ class Model:
         scales = tuple(float(scale) for scale in scales)
         if scales == (1.0,):
             return {"flip": flip}
-        if self.recipe.task not in DENSE:
+        if self.recipe.task not in ("segmentation", "boundaries"):
             raise InputError(
                 f"This run's task is {self.recipe.task}; several scales are averaged over only "
-                "where there is a prediction for each pixel."
+                "where each pixel has a class or is on a boundary."
             )
         if not scales or not all(0.1 <= scale <= 10 for scale in scales):
             raise InputError(f"The scales are {scales}; numbers from 0.1 to 10 are expected.")
@@ -443,13 +461,21 @@ class Model:
     def _loader(self, dataset: Dataset, ids: Array) -> tuple[Any, Any]:
         task = make_task(self.recipe.task, self.classes, self.recipe, None)
         shorter = kept_size(self.recipe)
+        images = dataset.images
+        if dataset.images2 is not None:
+            images = FramePairs(images, dataset.images2)
+
+        def load(i: int) -> tuple[Array, tuple[int, int]]:
+            return images.load(i, shorter)
+
         return task, loader(
             dataset,
             ids,
             self.recipe,
             task,
-            lambda i: dataset.images.load(i, shorter),
+            load,
             self.compute.normalisation,
+            load2=seconds(dataset, load),
         )
 
 
@@ -572,7 +598,8 @@ def _result(
     val = results.get("val", {}).get("metrics")
     if val is None:  # interrupted: what the best evaluation so far gave
         rows = [r["metrics"] for r in read_metrics(directory.path) if r["event"] == "evaluation"]
-        val = max(rows, key=lambda m: float(m[made.task.headline]), default={})
+        sign = -1 if getattr(made.task, "lower_is_better", False) else 1
+        val = max(rows, key=lambda m: sign * float(m[made.task.headline]), default={})
     return Run(
         path=directory.path,
         recipe=made.description.recipe,
@@ -602,7 +629,10 @@ def _draw(directory: RunDirectory, made: Prepared, results: dict[str, Any]) -> N
     from vidi.report import pictures
 
     pictures.curves(
-        read_metrics(directory.path), directory.path / "curves.png", headline=made.task.headline
+        read_metrics(directory.path),
+        directory.path / "curves.png",
+        headline=made.task.headline,
+        lower_is_better=getattr(made.task, "lower_is_better", False),
     )
     split = "test" if "test" in results else "val"
     if "confusion" in results.get(split, {}):
@@ -612,6 +642,8 @@ def _draw(directory: RunDirectory, made: Prepared, results: dict[str, Any]) -> N
         _draw_masks(directory, made, split)
     if results and made.description.recipe.task == "boundaries":
         _draw_boundaries(directory, made, split, results[split])
+    if results and made.description.recipe.task == "flow":
+        _draw_flow(directory, made, split)
 
 
 def _draw_masks(directory: RunDirectory, made: Prepared, split: str) -> None:
@@ -655,6 +687,18 @@ def _draw_boundaries(
     boundary_pictures.sheet(images, truths, maps, directory.path / "predictions.png", titles=keys)
 
 
+def _draw_flow(directory: RunDirectory, made: Prepared, split: str) -> None:
+    """A sheet of some of the split's pairs with their true and predicted flow."""
+    from vidi.report import flow_pictures
+
+    rows, keys = [], []
+    for batch, found in predictions(made.model, made.task, _few(made.loaders[split]), made.compute):
+        for sample, prediction in zip(batch.samples, found, strict=True):
+            rows.append((sample, prediction.flow))
+            keys.append(sample.key)
+    flow_pictures.sheet(rows, directory.path / "predictions.png", titles=keys)
+
+
 def _few(loader: Loader) -> Loader:
     """The same for :data:`DRAWN` of its samples, evenly spread."""
     few = copy.copy(loader)
@@ -681,6 +725,13 @@ def _load_strictly(network: nn.Module, file: Path, model: str) -> None:
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise InputError(f"{file} does not hold the weights of {model}: {first}") from error
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    if isinstance(value, tuple | list) and len(value) == 2:
+        return value[0], value[1]
+    what = value if isinstance(value, str | Path) else f"a {type(value).__name__}"
+    raise InputError(f"Flow is predicted of pairs (first frame, second frame); {what} is no pair.")
 
 
 def _named(model: Any) -> str:

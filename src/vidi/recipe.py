@@ -92,6 +92,8 @@ class Schedule:
     """Step: what the rate is multiplied by at each milestone."""
     final: float = 0.0
     """Cosine and one-cycle: the last rate, relative to the highest."""
+    half: float | Auto = "auto"
+    """Segmentation: share of the run's work, from its start, on images of half the size, whose steps are about four times as fast. The rate goes by work, too."""  # noqa: E501
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +112,8 @@ class Regularisation:
 class Augmentation:
     """How a training image is varied. A preset fills whatever is left at auto."""
 
-    preset: Literal["auto", "none", "digits", "small", "photos", "strong", "dense"] = "auto"
-    """What kind of images: digits (shift, rotate, zoom), small (pad-and-crop, flip), photos (random resized crop, flip, colour), strong (photos with TrivialAugment, erasing, mixup, CutMix), dense (labels per pixel: zoom-and-crop, flip, colour)."""  # noqa: E501
+    preset: Literal["auto", "none", "digits", "small", "photos", "strong", "dense", "flow"] = "auto"
+    """What kind of images: digits (shift, rotate, zoom), small (pad-and-crop, flip), photos (random resized crop, flip, colour), strong (photos with TrivialAugment, erasing, mixup, CutMix), dense (labels per pixel: zoom-and-crop, flip, colour), flow (pairs of frames: zoom-and-crop, flip, rotation, colour, gamma, noise, and a little of it for the second frame alone)."""  # noqa: E501
     crop: Literal["auto", "resize", "pad", "random-resized", "zoom", "whole"] = "auto"
     """The whole image squashed to the input (resize), padded and cropped (pad), a random part squashed (random-resized), a random part of the image at a random zoom, in its proportions (zoom), or the whole image as it is (whole; batches are padded)."""  # noqa: E501
     pad: int | Auto = "auto"
@@ -140,6 +142,12 @@ class Augmentation:
     """Largest relative change of saturation either way."""
     hue: float | Auto = "auto"
     """Largest turn of the hue circle either way, as a share of it (at most 0.5)."""
+    channels: float | Auto = "auto"
+    """Largest change of each colour channel by itself, either way: 0.25 is 1/1.25 to 1.25."""
+    gamma: float | Auto = "auto"
+    """Largest change of gamma either way: 0.5 is 1/1.5 to 1.5."""
+    noise: float | Auto = "auto"
+    """Largest deviation of Gaussian noise, as a share of white."""
     policy: Literal["auto", "none", "trivial", "rand"] = "auto"
     """TrivialAugment (one operation, any strength) or RandAugment."""
     rand_ops: int = 2
@@ -154,8 +162,14 @@ class Augmentation:
     """CutMix's alpha; 0 = off. With both, each image draws one of them."""
     mix_probability: float = 1.0
     """Share of the images that are mixed, where mixup or CutMix is on."""
-    pair_jitter: float = 0.0
+    pair_jitter: float | Auto = "auto"
     """Pairs of frames: largest relative change of the second one's colours alone, either way."""
+    pair_rotation: float | Auto = "auto"
+    """Pairs of frames: largest rotation of the second one alone, in degrees, about its centre."""
+    pair_scale: float | Auto = "auto"
+    """Pairs of frames: largest zoom of the second one alone, either way: 0.02 is 1/1.02 to 1.02."""
+    pair_shift: float | Auto = "auto"
+    """Pairs of frames: largest shift of the second one alone, as a share of the input size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +292,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "schedule.warmup": (0, 1e9),
     "schedule.gamma": (0, 1),
     "schedule.final": (0, 1),
+    "schedule.half": (0, 1),
     "regularisation.dropout": (0, 1 - 1e-9),
     "regularisation.label_smoothing": (0, 1),
     "regularisation.ema": (0, 1 - 1e-12),

@@ -39,6 +39,7 @@ def test_presets_fill_every_auto_and_keep_what_was_given() -> None:
         "photos",
         "strong",
         "dense",
+        "flow",
     }
     assert resolved("digits").flip == 0
     assert resolved("small").pad == 2

@@ -198,3 +198,41 @@ def test_mixing_pixels() -> None:
     assert np.array_equal(cut[4:30, 3:20], other[4:30, 3:20])
     cut[4:30, 3:20] = one[4:30, 3:20]
     assert np.array_equal(cut, one)
+
+
+def test_channels_gamma_and_noise_are_what_they_say() -> None:
+    image = picture(low=20, high=200)
+    found = image.copy()
+    photometry.twist(found, channels=(1.2, 0.5, 1.0))
+    assert np.abs(found - np.clip(image * [1.2, 0.5, 1.0], 0, 255)).max() <= 0.5
+    for exponent in (0.7, 1.5):
+        expected = np.rint(255 * (image / 255) ** exponent)
+        assert np.array_equal(changed("gamma", image, exponent), expected)
+    assert np.array_equal(changed("gamma", image, 1.0), image)
+    flat = np.full((200, 300, 3), 128, np.uint8)
+    noise = changed("grain", flat, 0.05, 0.3).astype(float) - 128
+    assert abs(noise.mean()) < 0.1
+    assert noise.std() == pytest.approx(0.05 * 255, rel=0.02)
+    assert np.abs(np.corrcoef(noise.reshape(-1, 3).T)[np.triu_indices(3, 1)]).max() < 0.02
+    assert np.abs(np.corrcoef(noise[:, :-1].ravel(), noise[:, 1:].ravel())[0, 1]) < 0.02
+    other = changed("grain", flat, 0.05, 0.31).astype(float) - 128
+    assert abs(np.corrcoef(noise.ravel(), other.ravel())[0, 1]) < 0.02
+    assert np.array_equal(changed("grain", flat, 0.0, 0.3), flat)
+    large = changed("grain", np.full((600, 900, 3), 128, np.uint8), 0.05, 0.99).astype(float) - 128
+    assert large.std() == pytest.approx(0.05 * 255, rel=0.02)
+
+
+def test_a_pairs_frames_change_alike_but_for_their_noise() -> None:
+    plain = {"pair_jitter": 0.0, "zoom": (1.0, 1.0)}
+    for noise in (0.0, 0.04):
+        a = augment.resolve(Augmentation(preset="flow", noise=noise, **plain))  # type: ignore[arg-type]
+        plan = augment.plan(a, 48, 0, 0, np.arange(20))
+        assert plan.gamma is not None and plan.channels is not None
+        assert 1 / 1.4 <= plan.gamma.min() < 0.85 and 1.2 < plan.gamma.max() <= 1.4
+        differences = []
+        for row in range(20):
+            first, second = picture(row), picture(row)
+            photometry.apply_pair(plan, row, first, second, FILL)
+            assert np.abs(first.astype(int) - picture(row)).mean() > 1
+            differences.append(np.abs(first.astype(int) - second).mean())
+        assert (max(differences) == 0) == (noise == 0)

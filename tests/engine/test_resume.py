@@ -49,6 +49,25 @@ def dense(num_classes: int) -> nn.Module:
     )
 
 
+class Motion(nn.Module):
+    """The same of both frames of a pair: flow in pixels."""
+
+    task = "flow"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = dense(2)
+        self.layers[0] = nn.Conv2d(6, 8, 3, padding=1, bias=False)
+
+    def forward(self, image: torch.Tensor, image2: torch.Tensor) -> torch.Tensor:
+        flow: torch.Tensor = self.layers(torch.cat((image, image2), 1))
+        return flow
+
+
+def motion(num_classes: int) -> nn.Module:
+    return Motion()
+
+
 class Data:
     """64 made images of 16 px in four classes, told apart by colour."""
 
@@ -89,6 +108,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "image_size": 16,
         "augmentation": {"preset": "dense", "rotation": 10.0, "erasing": 0.5},
         "data": {"balance": "weights"},
+        "schedule": {"half": 0.5},
     },
     "boundaries": {
         "model": dense,
@@ -96,9 +116,15 @@ TASKS: dict[str, dict[str, Any]] = {
         "augmentation": {"preset": "dense", "rotation": 10.0},
         "data": {"agree": 1},
     },
+    "flow": {
+        "model": motion,
+        "image_size": 16,
+        "augmentation": {"preset": "flow"},
+        "data": {},
+    },
 }
 CASES = [(task, threads) for task in TASKS for threads in (0, 1, 4)]
-CASES = [case for case in CASES if case[0] != "boundaries" or case[1] == 4]
+CASES = [case for case in CASES if case[0] not in ("boundaries", "flow") or case[1] == 4]
 """The loader is the same for all; two tasks try it with every number of threads."""
 
 

@@ -163,6 +163,33 @@ def test_a_length_in_minutes_becomes_steps_and_is_saved(tmp_path: Path) -> None:
     assert json.loads(newest.read_text())["values"]["total"] == run.steps
 
 
+class Sizes(nn.Conv2d):
+    """Remembers how large the images of each step were."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(3, num_classes, 1)
+        self.seen: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.seen.append(x.shape[2])
+        return super().forward(x)
+
+
+def test_the_first_steps_see_images_of_half_the_size(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"image_size": 33, "batch_size": 4, "schedule": {"half": 0.5}}
+    data = "scenes:segmentation,size=40,n=16,val=2,test=0"
+    model = Sizes(11)
+    vidi.train(data, run=tmp_path / "run", model=model, epochs=2, **settings)
+    assert model.seen == [17] * 6 + [33] * 2
+    # Both kinds are timed before a length in minutes becomes steps.
+    model = Sizes(11)
+    vidi.train(data, run=tmp_path / "timed", model=model, length={"minutes": 0.01}, **settings)
+    assert {17, 33} == set(model.seen[:24]) and model.seen[:4] == [17, 33, 17, 33]
+    with pytest.raises(InputError, match=r"--schedule\.half is for segmentation"):
+        vidi.train("digits", run=tmp_path / "no", schedule={"half": 0.5}, epochs=1)
+
+
 def test_accumulated_parts_equal_the_whole_batch(tmp_path: Path) -> None:
     """Without batch statistics the parts' gradients add up to the batch's."""
     whole = train(tmp_path / "a", batch_size=12)

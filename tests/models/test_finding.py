@@ -43,9 +43,11 @@ def test_only_networks_are_names() -> None:
                 last = [m for m in network.modules() if isinstance(m, nn.Linear)][-1]
                 assert last.out_features == 7, name
                 continue
-            out = network.eval()(torch.empty(1, 3, 65, 65))
+            frames = 2 if network.task == "flow" else 1
+            out = network.eval()(*[torch.empty(1, 3, 65, 65)] * frames)
             maps = out[0] if isinstance(out, tuple) else out
-            assert maps.shape == (1, 1 if network.task == "boundaries" else 7, 65, 65), name
+            outputs = {"segmentation": 7, "boundaries": 1, "flow": 2}[network.task]
+            assert maps.shape == (1, outputs, 65, 65), name
 
 
 def test_no_module_hides_a_network() -> None:

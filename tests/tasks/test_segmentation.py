@@ -128,6 +128,19 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, K, 1)).eval()
 
 
+def test_halved_images_keep_their_labels_in_place() -> None:
+    """Two classes, left and right of a border: after halving as before, image and mask agree."""
+    mask = torch.zeros(1, 9, 13, dtype=torch.uint8)
+    mask[:, :, 7:] = 1
+    mask[:, 0] = IGNORE
+    image = (mask == 1).float().unsqueeze(1).expand(1, 3, 9, 13).contiguous()
+    half = Task(CLASSES).halved(batch(image, mask))
+    assert half.inputs["image"].shape == (1, 3, 5, 7)
+    assert half.targets["mask"].tolist() == [[[IGNORE] * 7] + [[0, 0, 0, 0, 1, 1, 1]] * 4]
+    assert ((half.inputs["image"][0, 0] > 0.5).int()[1:] == half.targets["mask"][0, 1:]).all()
+    assert half.targets["valid"].all()
+
+
 def test_a_batch_of_differing_sizes_equals_its_singles() -> None:
     images = [torch.randn(1, 3, h, w) for h, w in ((8, 9), (7, 12), (8, 9), (5, 5))]
     task = Task(CLASSES)

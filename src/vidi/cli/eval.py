@@ -1,4 +1,4 @@
-"""Measure a run's best weights on held-out images, or boundary maps."""
+"""Measure a run's best weights on held-out images, or score files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from vidi.cli.arguments import parse
 from vidi.errors import InputError
+
+if TYPE_CHECKING:
+    from vidi.engine.flow_files import FileScore as FlowScore
 
 SHOWN = 40
 """As many classes are shown without --all."""
@@ -23,7 +26,7 @@ SHOWN = 40
 
 @dataclass(frozen=True)
 class Eval:
-    """Measure a run's best weights on held-out images, or boundary maps in files.
+    """Measure a run's best weights on held-out images, or predictions in files.
 
     vidi eval runs/photos-resnet18
 
@@ -41,11 +44,11 @@ class Eval:
     scales: tuple[float, ...] = (1.0,)
     """Average over the image at these sizes, relative to its own (labels per pixel)."""
     predictions: Annotated[str | None, arg(metavar="FOLDER")] = None
-    """Score the boundary maps in this folder: grey images of 8 or 16 bits, .npy or .mat, named as
-    the images."""
+    """Score what lies in this folder, named as the images: boundary maps (grey images of 8 or 16
+    bits, .npy or .mat), or flow (.flo, or KITTI's PNG of 16 bits)."""
     suppress: FlagCreatePairsOff[bool] = False
-    """For --predictions: put soft maps through non-maximum suppression first, as published figures
-    do. Without it they are only thinned at each threshold."""
+    """Boundary maps of --predictions: put soft ones through non-maximum suppression first, as
+    published figures do. Without it they are only thinned at each threshold."""
     figure: Annotated[str | None, arg(metavar="FILE")] = None
     """Boundaries: draw the precision-recall curve into this file (.png, .pdf, .svg)."""
     all: FlagCreatePairsOff[bool] = False
@@ -90,9 +93,7 @@ def main(arguments: Sequence[str]) -> int:
     if rows:
         _show_classes(rows, told.all)
     print(f"{result.data}, split {result.split}, {result.samples:,} samples")
-    width = max(len(name) for name in result.metrics)
-    for name, value in result.metrics.items():
-        print(f"  {name:<{width}}  {value:.4f}")
+    _show_metrics(result.metrics)
     return 0
 
 
@@ -104,6 +105,7 @@ def _score_files(told: Eval) -> int:
         )
     assert told.predictions is not None
 
+    from vidi.engine import flow_files
     from vidi.engine.boundary_files import score_folder
 
     def done(count: int, total: int) -> None:
@@ -111,6 +113,14 @@ def _score_files(told: Eval) -> int:
             end = "\n" if count == total else ""
             print(f"\r{count:,} of {total:,} images", end=end, file=sys.stderr, flush=True)
 
+    if flow_files.holds_flow(told.predictions):
+        if told.suppress or told.figure is not None:
+            raise InputError(
+                f"{told.predictions} holds flow; --suppress and --figure are not for it."
+            )
+        return _show_flow(
+            told, flow_files.score_folder(told.predictions, told.run, split=told.split, done=done)
+        )
     found = score_folder(
         told.predictions, told.run, split=told.split, suppress=told.suppress, done=done
     )
@@ -145,6 +155,30 @@ def _score_files(told: Eval) -> int:
         f"precision {best.precision:.4f}"
     )
     return 0
+
+
+def _show_flow(told: Eval, found: FlowScore) -> int:
+    for note in found.notes:
+        print(f"vidi: {note}", file=sys.stderr)
+    if told.json:
+        said = {
+            "predictions": told.predictions,
+            "data": found.data,
+            "split": found.split,
+            "samples": found.count,
+            "metrics": found.metrics,
+        }
+        print(json.dumps(said))
+        return 0
+    print(f"{told.predictions} against {found.data}, split {found.split}, {found.count:,} pairs")
+    _show_metrics(found.metrics)
+    return 0
+
+
+def _show_metrics(metrics: Mapping[str, float]) -> None:
+    width = max(len(name) for name in metrics)
+    for name, value in metrics.items():
+        print(f"  {name:<{width}}  {value:.4f}")
 
 
 def _figure(name: str, details: Mapping[str, Any], path: str, human: bool) -> None:

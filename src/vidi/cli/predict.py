@@ -1,4 +1,4 @@
-"""Say what a run sees: classes, heat maps, masks, boundaries."""
+"""Say what a run sees: classes, heat maps, masks, boundaries, flow."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from vidi.cli.arguments import parse
+from vidi.cli.outputs import free_name, new_folder, writing_to
 from vidi.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,15 +31,19 @@ SHEET = 24
 
 @dataclass(frozen=True)
 class Predict:
-    """Say what a run sees in images: classes, heat maps, masks, boundaries.
+    """Say what a run sees in images: classes, heat maps, masks, boundaries, motion.
 
     vidi predict runs/photos-resnet18 cat.jpg holiday/
+
+    vidi predict runs/motion --pair a.png b.png
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """The folder that `vidi train` wrote."""
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE...")]
-    """Images, folders (all images below them) and patterns such as 'new/*.jpg'."""
+    """Images, folders (all images below them) and patterns such as 'new/*.jpg'. For flow: folders of consecutive frames, and videos."""  # noqa: E501
+    pair: Annotated[tuple[str, str] | None, arg(metavar="FIRST SECOND")] = None
+    """Flow: the first and the second frame."""
     top: int = 5
     """As many of the likeliest classes are printed."""
     flip: FlagCreatePairsOff[bool] = False
@@ -54,7 +59,7 @@ class Predict:
     enlarge: float = 2.0
     """For --heatmap, the image's shorter side in sides of the training images: more show smaller things."""  # noqa: E501
     out: Annotated[str | None, arg(metavar="DIR")] = None
-    """The folder for the pictures, new or empty. none = heatmaps (or predictions), heatmaps-2 …"""
+    """The folder for the files, new or empty. none = heatmaps (or predictions), heatmaps-2 …"""
     json: FlagCreatePairsOff[bool] = False
     """Print one JSON object a line."""
 
@@ -62,7 +67,7 @@ class Predict:
 def main(arguments: Sequence[str]) -> int:
     """1 if some image could not be read (the others are predicted), 2 if none could."""
     told = parse(Predict, arguments, prog="vidi predict")
-    if not told.sources:
+    if not told.sources and told.pair is None:
         raise InputError("There is nothing to predict. Name images or folders after the run.")
     if told.top < 1:
         raise InputError(f"--top is {told.top}; at least 1 class can be shown.")
@@ -71,6 +76,10 @@ def main(arguments: Sequence[str]) -> int:
 
     with contextlib.redirect_stdout(sys.stderr):
         model = api.load(told.run)
+    if model.recipe.task == "flow":
+        return _flow(model, told)
+    if told.pair is not None:
+        raise InputError(f"--pair is for flow; this run's task is {model.recipe.task}.")
     dense = model.recipe.task in CHUNK
     if told.thin and model.recipe.task != "boundaries":
         raise InputError(f"--thin is for boundaries; this run's task is {model.recipe.task}.")
@@ -115,12 +124,24 @@ def main(arguments: Sequence[str]) -> int:
     if folder is not None and len(sheet) > 1:
         from vidi.report import heatmap
 
-        heatmap.sheet(sheet, path := _free(folder, "heatmaps", ".png"))
+        heatmap.sheet(sheet, path := free_name(folder, "heatmaps", ".png"))
         print(f"wrote {path}", file=sys.stderr)
     if failed and done:
         which = "read" if folder is None else "read or drawn"
         print(f"vidi: {failed} could not be {which}; {done} were predicted.", file=sys.stderr)
     return 0 if not failed else 1 if done else 2
+
+
+def _flow(model: Model, told: Predict) -> int:
+    from vidi.cli import flow_frames
+
+    if told.thin or told.heatmap or told.label is not None:
+        raise InputError("--thin, --heatmap and --class are for other tasks; this run's is flow.")
+    if told.scales != (1.0,):
+        raise InputError("--scales is for segmentation and boundaries; this run's task is flow.")
+    return flow_frames.predict(
+        model, told.sources, told.pair, told.out, flip=told.flip, json_lines=told.json
+    )
 
 
 def _expand(sources: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -173,13 +194,7 @@ def _folder(told: Predict, model: Model) -> Path:
         )
     if not 1 <= told.enlarge <= 8:
         raise InputError(f"--enlarge is {told.enlarge}; a number from 1 to 8 is expected.")
-    if told.out is None:
-        out = _free(Path(), "heatmaps" if told.heatmap else "predictions", "")
-    else:
-        out = Path(told.out).expanduser()
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            kind = "exists and is not empty" if out.is_dir() else "is a file"
-            raise InputError(f"{out} {kind}. Give --out the name of a new folder.")
+    out = new_folder(told.out, "heatmaps" if told.heatmap else "predictions")
     if told.heatmap:
         with contextlib.redirect_stdout(sys.stderr):
             _ = model.convolutional  # says so if the network cannot be
@@ -191,11 +206,11 @@ def _write_masks(model: Model, result: Segmentation, told: Predict, folder: Path
     from vidi.report import overlay
 
     own = None if model.palette is None else np.array(model.palette, np.uint8)
-    with _writing_to(folder):
+    with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        mask = _free(folder, Path(result.path).stem, ".png")
+        mask = free_name(folder, Path(result.path).stem, ".png")
         overlay.save_index_png(mask, result.mask, own)
-        picture = _free(folder, f"{Path(result.path).stem}-picture", ".png")
+        picture = free_name(folder, f"{Path(result.path).stem}-picture", ".png")
         overlay.prediction_picture(
             model.image(result.path),
             result.mask,
@@ -215,9 +230,9 @@ def _write_map(model: Model, result: BoundaryMap, told: Predict, folder: Path) -
     """The boundary map as a grey PNG of the image's name, which `vidi eval --predictions` reads."""
     from vidi.report import boundary_pictures
 
-    with _writing_to(folder):
+    with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        path = _free(folder, Path(result.path).stem, ".png")
+        path = free_name(folder, Path(result.path).stem, ".png")
         boundary_pictures.save_map(result.thin if told.thin else result.soft, path)
     if told.json:
         print(json.dumps({"path": result.path, "map": str(path)}))
@@ -225,36 +240,16 @@ def _write_map(model: Model, result: BoundaryMap, told: Predict, folder: Path) -
     print(f"{result.path}: {path}")
 
 
-@contextlib.contextmanager
-def _writing_to(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written to: {error.strerror or error}. Make room, or give --out "
-            "another place."
-        ) from error
-
-
 def _draw(model: Model, image: str, told: Predict, folder: Path) -> tuple[HeatMap, Path]:
     from vidi.report import heatmap
 
     with contextlib.redirect_stdout(sys.stderr):
         found = model.heatmap(image, label=told.label, enlarge=told.enlarge)[0]
-    with _writing_to(folder):
+    with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        path = _free(folder, Path(image).stem, ".png")
+        path = free_name(folder, Path(image).stem, ".png")
         heatmap.draw(found, path)
     return found, path
-
-
-def _free(folder: Path, stem: str, suffix: str) -> Path:
-    """A name in the folder that nothing has: with -2, -3 … where the plain one is taken."""
-    path, number = folder / f"{stem}{suffix}", 1
-    while path.exists():
-        number += 1
-        path = folder / f"{stem}-{number}{suffix}"
-    return path
 
 
 def _show(

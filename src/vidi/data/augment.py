@@ -33,10 +33,17 @@ _OFF: dict[str, Any] = {
     "contrast": 0.0,
     "saturation": 0.0,
     "hue": 0.0,
+    "channels": 0.0,
+    "gamma": 0.0,
+    "noise": 0.0,
     "policy": "none",
     "erasing": 0.0,
     "mixup": 0.0,
     "cutmix": 0.0,
+    "pair_jitter": 0.0,
+    "pair_rotation": 0.0,
+    "pair_scale": 0.0,
+    "pair_shift": 0.0,
 }
 _PHOTOS = {
     **_OFF,
@@ -59,6 +66,25 @@ PRESETS: dict[str, dict[str, Any]] = {
     "photos": _PHOTOS,
     # Labels per pixel: proportions are kept.
     "dense": {**_PHOTOS, "crop": "zoom", "crop_area": (1.0, 1.0), "zoom": (0.5, 2.0)},
+    # Dosovitskiy et al. 2015, "FlowNet", section 4.3, and its ranges where they mean the same here.
+    # A crop's place is the paper's translation, its brightness is added and ours multiplies, and it
+    # does not mirror. How large the relative motion is, it does not say.
+    "flow": {
+        **_OFF,
+        "crop": "zoom",
+        "zoom": (0.9, 2.0),
+        "flip": 0.5,
+        "rotation": 17.0,
+        "brightness": 0.2,
+        "contrast": 0.4,
+        "channels": 0.5,
+        "gamma": 0.4,
+        "noise": 0.04,
+        "pair_jitter": 0.02,
+        "pair_rotation": 2.0,
+        "pair_scale": 0.03,
+        "pair_shift": 0.03,
+    },
     # TrivialAugment brings its own colours, so the preset's are off.
     "strong": {
         **_PHOTOS,
@@ -139,6 +165,9 @@ def resolve(augmentation: Augmentation) -> Augmentation:
         "contrast": (0, 1),
         "saturation": (0, 1),
         "hue": (0, 0.5),
+        "channels": (0, math.inf),
+        "gamma": (0, math.inf),
+        "noise": (0, 1),
         "rand_ops": (0, 100),
         "rand_magnitude": (0, _STRENGTH_BINS - 1),
         "erasing": (0, 1),
@@ -146,6 +175,9 @@ def resolve(augmentation: Augmentation) -> Augmentation:
         "cutmix": (0, math.inf),
         "mix_probability": (0, 1),
         "pair_jitter": (0, 1),
+        "pair_rotation": (0, 180),
+        "pair_scale": (0, math.inf),
+        "pair_shift": (0, 1),
     }
     for name, (low, high) in ranges.items():
         value = getattr(filled, name)
@@ -191,8 +223,18 @@ class Plan:
     padding: int = 0
     after: Array | None = None
     """float64 [B, 3, 3]: flips, rotation, zoom, shift and shear, from input to input pixels."""
+    apart: Array | None = None
+    """float64 [B, 3, 3]: of a pair, what the second frame alone does after all that."""
     colour: Array | None = None
     """float64 [B, 4]: factors of brightness, contrast and saturation; turn of the hue circle."""
+    channels: Array | None = None
+    """float64 [B, 3]: factors of red, green and blue."""
+    gamma: Array | None = None
+    """float64 [B]: the exponent of values from 0 to 1."""
+    noise: Array | None = None
+    """float64 [B]: the noise's standard deviation, as a share of white."""
+    grain: Array | None = None
+    """float64 [B, 2] in [0, 1): which noise, for the first and the second frame."""
     colour2: Array | None = None
     """float64 [B, 3]: of a pair, further factors (brightness, contrast, saturation) of the second
     frame alone."""
@@ -256,7 +298,19 @@ def plan(
         out.zooms = np.exp(nearest + (farthest - nearest) * uniform("crop.zoom")[:, 0])
     ops, signed = _policy(a, uniform)
     out.after = _after(a, image_size, uniform, ops, signed)
+    out.apart = _apart(a, image_size, uniform)
     out.colour = _colour(a, uniform, ops, signed)
+    assert a.channels != "auto"
+    assert a.gamma != "auto"
+    assert a.noise != "auto"
+    assert a.pair_jitter != "auto"
+    if a.channels > 0:
+        out.channels = (1 + a.channels) ** (2 * uniform("channels", 3) - 1)
+    if a.gamma > 0:
+        out.gamma = (1 + a.gamma) ** (2 * uniform("gamma")[:, 0] - 1)
+    if a.noise > 0:
+        out.noise = a.noise * uniform("noise")[:, 0]
+        out.grain = uniform("noise.grain", 2)
     if a.pair_jitter > 0:
         out.colour2 = 1 + (2 * uniform("pair", 3) - 1) * a.pair_jitter
     if ops is not None and (ops >= SHARPNESS).any():
@@ -314,13 +368,22 @@ def matrix(plan: Plan, row: int, shape: tuple[int, int]) -> Array:
         x0, y0, cw, ch = (w - seen) // 2, (h - seen) // 2, seen, seen
     sx, sy = out_w / cw, out_h / ch
     out = np.array(((sx, 0.0, -x0 * sx), (0.0, sy, -y0 * sy), (0.0, 0.0, 1.0)))
-    if plan.after is None:
-        return out
-    after = plan.after[row]
-    if (out_h, out_w) != (size, size):  # about the centre of what is no square of that size
-        there = translation((out_w - size) / 2, (out_h - size) / 2)
-        after = there @ after @ np.linalg.inv(there)
-    return np.asarray(after @ out)
+    return out if plan.after is None else _centred(plan.after[row], size, (out_h, out_w)) @ out
+
+
+def second(plan: Plan, row: int, first: Array, shape: tuple[int, int]) -> Array:
+    """Of a pair whose first frame is moved by ``first``, the second frame's matrix. ``shape``: the
+    input's (h, w)."""
+    return first if plan.apart is None else _centred(plan.apart[row], plan.size, shape) @ first
+
+
+def _centred(moved: Array, size: int, shape: tuple[int, int]) -> Array:
+    """A matrix made for a square input of ``size``, about the centre of one of ``shape``."""
+    h, w = shape
+    if (h, w) == (size, size):
+        return moved
+    there = translation((w - size) / 2, (h - size) / 2)
+    return np.asarray(there @ moved @ np.linalg.inv(there))
 
 
 def _place(u: float, room: int) -> int:
@@ -385,40 +448,62 @@ def _after(
             part[mirrored, axis, axis] = -1
             part[mirrored, axis, 2] = size
             parts.append(part)
-    moved = []
-    if a.rotation > 0:
-        angle = np.radians((2 * uniform("rotation")[:, 0] - 1) * a.rotation)
-        moved.append(_rotations(angle))
-    if a.scale > 0:
-        zoom = (1 + a.scale) ** (2 * uniform("scale")[:, 0] - 1)
-        part = _identities(len(zoom))
-        part[:, 0, 0] = part[:, 1, 1] = zoom
-        moved.append(part)
-    if a.shift > 0:
-        way = (2 * uniform("shift", 2) - 1) * a.shift * size
-        part = _identities(len(way))
-        part[:, :2, 2] = way
-        moved.append(part)
+    moved = _moves(a.rotation, a.scale, a.shift, size, uniform, "")
     if ops is not None and strengths is not None:
         wide = a.policy == "trivial"
         for op, s in zip(ops.T, strengths.T, strict=True):
             moved.append(_policy_geometry(op, s, size, wide))
     if moved:
-        out = _identities(len(moved[0]))
-        out[:, :2, 2] = -size / 2
-        for part in moved:
-            out = part @ out
-        out[:, :2, 2] += size / 2
-        # What nothing moved is the identity to the bit, so that its pixels are copied.
-        still = np.all([(part == np.eye(3)).all((1, 2)) for part in moved], axis=0)
-        out[still] = np.eye(3)
-        parts.append(out)
+        parts.append(_about_the_centre(moved, size))
     if not parts:
         return None
     out = parts[0]
     for part in parts[1:]:
         out = part @ out
     return np.asarray(out)
+
+
+def _apart(a: Augmentation, size: int, uniform: Any) -> Array | None:
+    """[B, 3, 3]: rotation, zoom and shift of a second frame alone."""
+    assert a.pair_rotation != "auto"
+    assert a.pair_scale != "auto"
+    assert a.pair_shift != "auto"
+    moved = _moves(a.pair_rotation, a.pair_scale, a.pair_shift, size, uniform, "pair.")
+    return _about_the_centre(moved, size) if moved else None
+
+
+def _moves(
+    rotation: float, scale: float, shift: float, size: int, uniform: Any, prefix: str
+) -> list[Array]:
+    """[B, 3, 3] each, about the origin; ``prefix`` of the names under which they are drawn."""
+    moved = []
+    if rotation > 0:
+        angle = np.radians((2 * uniform(f"{prefix}rotation")[:, 0] - 1) * rotation)
+        moved.append(_rotations(angle))
+    if scale > 0:
+        zoom = (1 + scale) ** (2 * uniform(f"{prefix}scale")[:, 0] - 1)
+        part = _identities(len(zoom))
+        part[:, 0, 0] = part[:, 1, 1] = zoom
+        moved.append(part)
+    if shift > 0:
+        way = (2 * uniform(f"{prefix}shift", 2) - 1) * shift * size
+        part = _identities(len(way))
+        part[:, :2, 2] = way
+        moved.append(part)
+    return moved
+
+
+def _about_the_centre(moved: list[Array], size: int) -> Array:
+    """One after the other, about the input's centre."""
+    out = _identities(len(moved[0]))
+    out[:, :2, 2] = -size / 2
+    for part in moved:
+        out = part @ out
+    out[:, :2, 2] += size / 2
+    # What nothing moved is the identity to the bit, so that its pixels are copied.
+    still = np.all([(part == np.eye(3)).all((1, 2)) for part in moved], axis=0)
+    out[still] = np.eye(3)
+    return out
 
 
 def _policy_geometry(op: Array, strength: Array, size: int, wide: bool) -> Array:

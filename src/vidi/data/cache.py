@@ -101,6 +101,15 @@ def make(
     return Disk(images, shorter, where, name, int(gb * 1e9), look.estimate)
 
 
+def seconds(dataset: Dataset, load: Callable[[int], Loaded]) -> Callable[[int], Loaded] | None:
+    """What gives the second frames of the dataset's pairs, by sample, where ``load`` gives all
+    frames (:class:`vidi.data.dataset.FramePairs`); ``None`` where there are no pairs."""
+    if dataset.images2 is None:
+        return None
+    count = len(dataset.images)
+    return lambda i: load(count + i)
+
+
 def keep_truth(dataset: Dataset) -> Callable[[int], dict[str, Any]]:
     """The dataset's ``annotations``, kept in memory once read, as far as there is room."""
     if dataset.truth is None:

@@ -265,6 +265,18 @@ class JoinedImages:
         return _hash(*(n.encode() for n in self._names), *(p.digest() for p in self.parts))
 
 
+class FramePairs(JoinedImages):
+    """The first frames of N pairs, and from index N on the second ones: one cache for both."""
+
+    def __init__(self, first: Images, second: Images) -> None:
+        super().__init__({"first": first, "second": second})
+
+    def identity(self, i: int) -> bytes | None:
+        # A frame that is the second of one pair and the first of the next is the same file.
+        part, j = self.at(i)
+        return self.parts[part].identity(j)
+
+
 @dataclass(repr=False)
 class Dataset:
     """Samples, their classes and splits. Indexes, iterates, and knows its task.

@@ -174,6 +174,28 @@ def next_name(stem: str) -> str | None:
     return match and f"{match[1]}{int(match[2]) + 1:0{len(match[2])}d}"
 
 
+def successors(stems: Iterable[str]) -> dict[str, str]:
+    """Each frame's next one, by names without suffix. Numbered frames go on by the smallest step
+    that occurs among those that differ in their number alone, so that a gap is seen."""
+    order = in_order(stems)
+    sequences: dict[str, dict[int, str]] = {}
+    for stem in order:
+        match = re.fullmatch(r"(.*?)(\d+)", stem)
+        if match is None:
+            return dict(pairwise(order))
+        sequences.setdefault(match[1], {})[int(match[2])] = stem
+    steps = [b - a for frames in sequences.values() for a, b in pairwise(sorted(frames))]
+    if not steps:
+        return dict(pairwise(order))
+    step = min(steps)
+    return {
+        stem: frames[n + step]
+        for frames in sequences.values()
+        for n, stem in frames.items()
+        if n + step in frames
+    }
+
+
 def in_order(names: Iterable[str]) -> list[str]:
     """Sorted by name, with numbers by their value: 9 before 10."""
     parts = re.compile(r"(\d+)")

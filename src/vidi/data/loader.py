@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from vidi.data.dataset import Dataset
 
 _Loaded = tuple[Array, tuple[int, int], dict[str, Any]]
-"""An image, uint8 [h, w, 3], its original (H, W), and what is annotated, in original pixels."""
+"""An image, uint8 [h, w, 3], its original (H, W), and what is annotated, in original pixels; of a
+pair the second frame is there, as ``image2``, too."""
 CHUNK = 16
 """Samples that a thread takes at a time."""
 _REPEAT = 40
@@ -39,8 +40,9 @@ class Loader:
     """Batches of some of a dataset's samples.
 
     ``ids``: int64 [N], indices in the dataset. ``load``: gives an image, uint8 [h, w, 3], perhaps
-    shrunk, and its original (H, W). ``truth``: gives what is annotated of a sample, as the
-    dataset's ``annotations`` does, which is the default. ``encode``: the task's inputs and targets
+    shrunk, and its original (H, W). ``load2``: the same of the second frame of a pair, where there
+    are pairs. ``truth``: gives what is annotated of a sample, as the dataset's ``annotations``
+    does, which is the default. ``encode``: the task's inputs and targets
     of a sample whose geometry is settled: image and annotations are the network's input already.
     ``augmentation``: resolved. ``fill``: RGB of what lies outside an image. ``padding``: what
     training's targets are padded with, by name, where whole images differ in size.
@@ -53,7 +55,7 @@ class Loader:
     the network's view of them. What could not be read is in ``failures``, as key: sentence; its row
     of the batch is black and marked invalid, and the caller decides.
 
-    ``load``, ``truth`` and ``encode`` are called from several threads at once.
+    ``load``, ``load2``, ``truth`` and ``encode`` are called from several threads at once.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Loader:
         encode: Callable[[Sample, Draws], Encoded],
         augmentation: Augmentation,
         image_size: int,
+        load2: Callable[[int], tuple[Array, tuple[int, int]]] | None = None,
         truth: Callable[[int], dict[str, Any]] | None = None,
         fill: tuple[int, ...] = (0, 0, 0),
         padding: Mapping[str, int] | None = None,
@@ -85,6 +88,7 @@ class Loader:
         self.dataset = dataset
         self.ids = np.asarray(ids, np.int64)
         self.load = load
+        self.load2 = load2
         self.truth = dataset.annotations if truth is None else truth
         self.encode = encode
         self.augmentation = augmentation
@@ -189,7 +193,8 @@ class Loader:
         ids = self._drawn(order, step)
         a = self.augmentation
         plan = augment.plan(a, self.image_size, self.seed, epoch, ids, order, train=self.train)
-        work = _Work(ids, None if plan.crop == "whole" else self.image_size)
+        size = None if plan.crop == "whole" else self.image_size
+        work = _Work(ids, size, pairs=self.load2 is not None)
         work.plan = plan
         if work.plan.partner is not None:
             work.partner_plan = augment.plan(
@@ -216,10 +221,12 @@ class Loader:
         work.valid[row] = loaded is not None
         image, size, truth = loaded or self._stand_in(i)
         work.sizes[row] = size
-        out = None if work.images is None else work.views[row]
-        sample, work.matrices[row] = self._moved(work.plan, row, key, image, size, truth, out)
+        views = {name: own[row] for name, own in work.views.items()}
+        sample, work.matrices[row] = self._moved(work.plan, row, key, image, size, truth, views)
         if not work.valid[row]:
             sample.image[...] = 0
+            if sample.image2 is not None:
+                sample.image2[...] = 0
         mix: Encoded | None = None
         if work.partner_plan is not None:
             mix = self._mix(work, epoch, row, sample.image)
@@ -248,7 +255,7 @@ class Loader:
         loaded = self._read(i, key)
         if loaded is None:
             return None
-        partner, _ = self._moved(partner_plan, row, key, *loaded, np.empty_like(image))
+        partner, _ = self._moved(partner_plan, row, key, *loaded, {})
         x0, y0, x1, y1 = plan.cut[row].tolist()
         if x0 < x1 and y0 < y1:
             photometry.paste(image, partner.image, (x0, y0, x1, y1))
@@ -259,11 +266,26 @@ class Loader:
 
     def _read(self, i: int, key: str) -> _Loaded | None:
         try:
-            image, size = self.load(i)
-            return image, size, self.truth(i)
+            return self._whole(i)
         except InputError as error:
             self.failures[key] = str(error)
             return None
+
+    def _whole(self, i: int) -> _Loaded:
+        """Raises :class:`InputError` for what cannot be read, and frames of different sizes."""
+        image, size = self.load(i)
+        # What is asked for first draws all of a generated scene.
+        second = None if self.load2 is None else self.load2(i)
+        truth = self.truth(i)
+        if second is None:
+            return image, size, truth
+        if second[1] != size:
+            (h, w), (h2, w2) = size, second[1]
+            raise InputError(
+                f"{self.dataset.images.key(i)} is {w} × {h} pixels, and the frame after it {w2} × "
+                f"{h2}. Both frames of a pair have one size."
+            )
+        return image, size, {**truth, "image2": second[0]}
 
     def _stand_in(self, i: int) -> _Loaded:
         """What takes the row of a sample that cannot be read, so that shapes and order stay: the
@@ -273,11 +295,14 @@ class Loader:
         if not self.train:
             truth: dict[str, Any] = {}
             with contextlib.suppress(InputError):
-                truth = self.truth(i)
-            return np.zeros((1, 1, 3), np.uint8), (1, 1), truth
+                truth = dict(self.truth(i))
+            black = np.zeros((1, 1, 3), np.uint8)
+            if self.load2 is not None:
+                truth["image2"] = black
+            return black, (1, 1), truth
         for other in self.ids.tolist():
             with contextlib.suppress(InputError):
-                return *self.load(other), self.truth(other)
+                return self._whole(other)
         raise InputError(f"Not one of {len(self.ids)} samples of {self.dataset.root} can be read.")
 
     def _moved(
@@ -288,10 +313,10 @@ class Loader:
         image: Array,
         size: tuple[int, int],
         truth: dict[str, Any],
-        out: Array | None,
+        views: dict[str, Array],
     ) -> tuple[Sample, Array]:
-        """The sample as the network sees it, its image in ``out`` where there is one; and the
-        matrix from original to input pixels."""
+        """The sample as the network sees it, its images in ``views`` (by name) where they are
+        there; and the matrix from original to input pixels."""
         h, w = image.shape[:2]
         matrix = augment.matrix(plan, row, (h, w))
         if (h, w) != size:
@@ -301,11 +326,16 @@ class Loader:
             Sample(key=key, image=image, **truth),
             matrix,
             target,
+            matrix2=None if self.load2 is None else augment.second(plan, row, matrix, target),
             fill=self.fill,
             full=size,
-            out=out,
+            out=views.get("image"),
+            out2=views.get("image2"),
         )
-        photometry.apply(plan, row, sample.image, self.fill)
+        if sample.image2 is None:
+            photometry.apply(plan, row, sample.image, self.fill)
+        else:
+            photometry.apply_pair(plan, row, sample.image, sample.image2, self.fill)
         return sample, matrix
 
     def _collect(self, work: _Work) -> Batch:
@@ -316,16 +346,19 @@ class Loader:
 
 class _Work:
     """A batch on its way: what the threads write into. ``size``: side of its images; ``None``:
-    each has its own."""
+    each has its own. ``pairs``: there are second frames."""
 
-    def __init__(self, ids: Array, size: int | None) -> None:
+    def __init__(self, ids: Array, size: int | None, *, pairs: bool) -> None:
         n = len(ids)
         self.ids = ids
         self.plan: Plan
         self.partner_plan: Plan | None = None
         self.futures: list[Future[None]] = []
-        self.images = None if size is None else np.empty((n, size, size, 3), np.uint8)
-        self.views = [] if self.images is None else list(self.images)
+        names = ["image", "image2"] if pairs else ["image"]
+        self.images: dict[str, Array] = {}
+        if size is not None:
+            self.images = {name: np.empty((n, size, size, 3), np.uint8) for name in names}
+        self.views = {name: list(own) for name, own in self.images.items()}
         self.matrices = np.tile(np.eye(3), (n, 1, 1))
         self.sizes = np.zeros((n, 2), np.int64)
         self.valid = np.ones(n, bool)
@@ -368,10 +401,10 @@ class _Work:
     def _inputs(self, name: str, fill: tuple[int, int, int] | None) -> Any:
         arrays = [e.inputs[name] for e in self.encoded]
         # The image that the task passed on as it came lies in the batch already.
-        if self.images is not None and all(
-            a is own for a, own in zip(arrays, self.views, strict=True)
+        if name in self.images and all(
+            a is own for a, own in zip(arrays, self.views[name], strict=True)
         ):
-            return self.images
+            return self.images[name]
         return _stacked(arrays, fill)
 
 

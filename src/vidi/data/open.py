@@ -94,6 +94,27 @@ def from_images(images: Sequence[Any], *, max_megapixels: float = MAX_MEGAPIXELS
     return _unlabelled(_Given(images))
 
 
+def from_pairs(pairs: Sequence[tuple[Any, Any]], *, max_megapixels: float) -> Dataset:
+    """Pairs of frames without flow, as :func:`from_images` takes single ones; keys are those of the
+    first frames."""
+    if not pairs:
+        raise InputError("There is no pair of frames to look at.")
+    first, second = (
+        from_images([pair[k] for pair in pairs], max_megapixels=max_megapixels).images
+        for k in range(2)
+    )
+    return Dataset(
+        root="frames",
+        format="frames",
+        task="flow",
+        classes=(),
+        images=first,
+        images2=second,
+        labels=None,
+        splits={"test": np.arange(len(first))},
+    )
+
+
 def _unlabelled(images: Any) -> Dataset:
     n = len(images)
     return Dataset(

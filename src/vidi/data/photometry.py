@@ -1,16 +1,19 @@
 """Colours: what changes pixel values and moves nothing. Images are uint8 RGB, changed in place.
 
-The order is fixed: brightness, contrast, saturation and hue (one affine map of RGB), then the
-policy's other operations, then erasing.
+The order is fixed: brightness, contrast, saturation, hue and the channels' factors (one affine map
+of RGB), gamma, the policy's other operations, noise, erasing.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
+from vidi.data import draws
 from vidi.data.augment import AUTOCONTRAST, EQUALIZE, POSTERIZE, SHARPNESS, SOLARIZE, Plan
 from vidi.types import Array
 
@@ -18,6 +21,8 @@ GREY = np.array([0.299, 0.587, 0.114])
 """Luma of RGB (ITU-R BT.601), as Pillow's and OpenCV's grey."""
 _YIQ = np.array([GREY, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 _RGB = np.linalg.inv(_YIQ)
+_GRAINS = 1 << 20
+"""Numbers of the noise that all images take a part of."""
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 
 
@@ -26,7 +31,8 @@ def apply(plan: Plan, row: int, image: Array, fill: tuple[int, int, int]) -> Non
 
     ``fill``: the colour of what is erased.
     """
-    _apply(plan, row, image, [image], fill)
+    _apply(plan, row, image, [image])
+    _finish(plan, row, image, 0, fill)
 
 
 def apply_pair(
@@ -34,22 +40,27 @@ def apply_pair(
 ) -> None:
     """The same on both frames of a pair, in place: equal pixels stay equal, since means and
     histograms are taken of both frames together. After that, the second frame's brightness,
-    contrast and saturation change by ``plan.colour2``, if it is there."""
+    contrast and saturation change by ``plan.colour2``, if it is there, and each frame gets noise
+    of its own."""
     both = np.concatenate([first, second])
     parts = [both[: len(first)], both[len(first) :]]
-    _apply(plan, row, both, parts, fill)
+    _apply(plan, row, both, parts)
     if plan.colour2 is not None:
         twist(parts[1], *plan.colour2[row].tolist())
+    for k, frame in enumerate(parts):
+        _finish(plan, row, frame, k, fill)
     first[...], second[...] = parts
 
 
-def _apply(
-    plan: Plan, row: int, image: Array, frames: list[Array], fill: tuple[int, int, int]
-) -> None:
+def _apply(plan: Plan, row: int, image: Array, frames: list[Array]) -> None:
     """``frames``: views of the image, which is one of them or a pair."""
-    if plan.colour is not None:
-        brightness, contrast, saturation, hue = plan.colour[row].tolist()
-        twist(image, brightness, contrast, saturation, hue)
+    if plan.colour is not None or plan.channels is not None:
+        own = (1.0, 1.0, 1.0, 0.0) if plan.colour is None else plan.colour[row].tolist()
+        channels = (1.0, 1.0, 1.0) if plan.channels is None else plan.channels[row].tolist()
+        brightness, contrast, saturation, hue = own
+        twist(image, brightness, contrast, saturation, hue, channels)
+    if plan.gamma is not None:
+        gamma(image, float(plan.gamma[row]))
     if plan.ops is not None and plan.amounts is not None:
         for op, amount in zip(plan.ops[row].tolist(), plan.amounts[row].tolist(), strict=True):
             if op == SHARPNESS:
@@ -63,10 +74,15 @@ def _apply(
                 autocontrast(image)
             elif op == EQUALIZE:
                 equalize(image)
+
+
+def _finish(plan: Plan, row: int, frame: Array, which: int, fill: tuple[int, int, int]) -> None:
+    """Noise and erasing. ``which``: 0 = the first or only frame, 1 = the second."""
+    if plan.noise is not None and plan.grain is not None:
+        grain(frame, float(plan.noise[row]), float(plan.grain[row, which]))
     if plan.erased is not None:
         x0, y0, x1, y1 = plan.erased[row].tolist()
-        for frame in frames:
-            frame[y0:y1, x0:x1] = fill
+        frame[y0:y1, x0:x1] = fill
 
 
 def twist(
@@ -75,15 +91,17 @@ def twist(
     contrast: float = 1.0,
     saturation: float = 1.0,
     hue: float = 0.0,
+    channels: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> None:
-    """Brightness, contrast and saturation by a factor, hue by a turn (1 = the whole circle).
+    """Brightness, contrast, saturation and each of the channels by a factor, hue by a turn (1 = the
+    whole circle).
 
     Brightness multiplies; contrast moves away from the image's mean grey; saturation moves away
     from each pixel's grey; hue turns the chroma plane of YIQ, which leaves grey and luma alone
-    (rather than HSV's hexagon, whose turn changes luma). All four are one affine map of RGB, and
+    (rather than HSV's hexagon, whose turn changes luma). All of it is one affine map of RGB, and
     only its result is clipped.
     """
-    if brightness == contrast == saturation == 1 and hue == 0:
+    if brightness == contrast == saturation == 1 and hue == 0 and tuple(channels) == (1, 1, 1):
         return
     # What contrast and brightness leave of the image's mean grey, added to every channel.
     mean = float(GREY @ cv2.mean(image)[:3]) if contrast != 1 else 0.0
@@ -94,7 +112,33 @@ def twist(
         matrix[:, :3] = _RGB @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ _YIQ @ matrix[:, :3]
     matrix[:, :3] *= brightness * contrast
     matrix[:, 3] = (1 - contrast) * brightness * mean
+    matrix *= np.array(channels)[:, None]
     cv2.transform(image, matrix, dst=image)
+
+
+def gamma(image: Array, exponent: float) -> None:
+    """Values from 0 (black) to 1 (white) to this power."""
+    if exponent != 1:
+        levels = 255 * (np.arange(256) / 255) ** exponent
+        cv2.LUT(image, np.rint(levels).astype(np.uint8), dst=image)
+
+
+def grain(image: Array, deviation: float, which: float) -> None:
+    """Gaussian noise, its deviation a share of white, rounded and clipped. ``which``, in [0, 1),
+    chooses a part of one long list of normal numbers, as drawing new ones for each image takes
+    longer than all else together."""
+    if deviation > 0:
+        # From the first half, so that even a large image takes no part twice at a short distance.
+        part = _grains()[int(which * _GRAINS / 2) :]
+        noise = np.resize(part, image.shape)
+        cv2.addWeighted(image, 1, noise, 255 * deviation, 0, dst=image, dtype=cv2.CV_8U)
+
+
+@functools.cache
+def _grains() -> Array:
+    """float32 [n], standard normal."""
+    numbers = draws.normal(0, 0, np.zeros(1, np.int64), "grain", _GRAINS)
+    return np.asarray(numbers[0], np.float32)
 
 
 def sharpness(image: Array, factor: float) -> None:

@@ -31,15 +31,27 @@ MUON_SHARE = 0.1
 """Muon is the default where making its updates orthogonal costs at most this share of a step."""
 CPU_MINUTES = 10.0
 GPU_MINUTES = 30.0
-DENSE = ("segmentation", "boundaries")
+DENSE = ("segmentation", "boundaries", "flow")
 """Tasks whose labels are per pixel: training sees crops, evaluation whole images, as they are."""
-SMALL_DENSE = {"segmentation": "fcn_small", "boundaries": "hed_small"}
+SMALL_DENSE = {
+    "segmentation": "fcn_small",
+    "boundaries": "hed_small",
+    "flow": "flownet_small",
+}
 NATIVE = 720
 """Up to this median shorter side, images with labels per pixel stay at their own size; larger ones
 are shrunk to :data:`SHRUNK`, at which most objects can still be told."""
 SHRUNK = 512
-DENSE_MINUTES = 13.0
-"""On a CPU, with labels per pixel; scoring a test set of boundaries takes nearly as long."""
+DENSE_MINUTES = {"segmentation": 13.0, "boundaries": 10.0, "flow": 18.0}
+"""On a CPU, with labels per pixel. Scoring BSDS500 afterwards takes as long again; what moves is
+learned later than what is there."""
+FLOW_CROP = 64
+"""Flow's crops have a multiple of this many pixels a side, to which its networks shrink them."""
+HALF = 0.4
+"""Where minutes count, that share of segmentation's training, from its start, is on images of half
+the size. Howard et al. 2018 (DAWNBench) grew images so for classification."""
+HALVED = 96
+"""The smallest crop, in pixels, of which a half still shows something."""
 MOST_ZOOM = 1.0
 """Zoom-and-crop, at most; at least, the crop shows the whole of an image's shorter side."""
 EVALUATING = 0.1
@@ -69,11 +81,15 @@ def for_data(
         if shorter:
             notes.append(
                 f"images are shrunk to a shorter side of {shorter} px (half of them have more than "
-                f"{survey.shorter}); masks are predicted at full size (--data.shorter)"
+                f"{survey.shorter}); predictions have the full size (--data.shorter)"
             )
     working = min(shorter, survey.shorter) if shorter else survey.shorter
     if recipe.image_size != "auto":
         size = recipe.image_size
+    elif recipe.task == "flow":
+        most = 384 if device.type == "cuda" else 256
+        size = max(1, min(most, working) // FLOW_CROP) * FLOW_CROP
+        notes.append(f"image size: crops of {size} px in training, whole frames in evaluation")
     elif dense:
         most = 512 if device.type == "cuda" else 224
         # 16 n + 1: strides of 2 then take the first and the last pixel at each resolution, and
@@ -104,13 +120,15 @@ def for_data(
         notes.append(f"batch size: {batch} (of {images:,} training images)")
     augmentation = recipe.augmentation
     if augmentation.preset == "auto":
-        preset: Literal["photos", "digits", "small", "dense"] = "photos"
-        if dense:
+        preset: Literal["photos", "digits", "small", "dense", "flow"] = "photos"
+        if recipe.task == "flow":
+            preset = "flow"
+        elif dense:
             preset = "dense"
         elif size <= SMALL:
             preset = "digits" if survey.grey else "small"
         augmentation = replace(augmentation, preset=preset)
-        if dense and augmentation.zoom == "auto":
+        if preset == "dense" and augmentation.zoom == "auto":
             augmentation = replace(augmentation, zoom=(min(1.0, size / working), MOST_ZOOM))
         kind = "grey" if survey.grey else "colour"
         notes.append(f"augmentation: {preset} ({kind} images at {size} px)")
@@ -186,7 +204,7 @@ def for_model(
         epochs = float(max(3, min(most, round(affordable))))
         untold = recipe.length.steps is None and recipe.length.minutes is None
         if untold and dense:
-            minutes = GPU_MINUTES if gpu else DENSE_MINUTES
+            minutes = GPU_MINUTES if gpu else DENSE_MINUTES[recipe.task]
             when = replace(when, minutes=minutes)
             notes.append(f"length: {minutes:g} minutes, without the last evaluation")
         elif untold:
@@ -204,7 +222,9 @@ def for_model(
         given = (recipe.lr, optimiser.momentum, optimiser.nesterov, optimiser.weight_decay)
         free = all(value == "auto" for value in given)
         light = small or dense
-        name = "muon" if light and normed and not tuned and cheap and free else "sgd"
+        # FlowNet's is Adam, whose steps do not hang on the scale of the flow's error.
+        usual: Literal["adamw", "sgd"] = "adamw" if recipe.task == "flow" else "sgd"
+        name = "muon" if light and normed and not tuned and cheap and free else usual
         if name == "muon":
             notes.append("optimiser: muon (a small network from scratch learns faster by it)")
     momentum = optimiser.momentum
@@ -213,7 +233,9 @@ def for_model(
     lr = recipe.lr
     if lr == "auto":
         if name == "adamw":
-            lr = 1e-4 if tuned else 1e-3
+            # Dosovitskiy et al. 2015, section 5.1, for a network without normalisation.
+            plain = recipe.task == "flow" and not normed
+            lr = 1e-4 if tuned or plain else 1e-3
         elif name == "muon":
             lr = 0.003 if tuned else 0.04 if dense else 0.03
         else:
@@ -225,7 +247,10 @@ def for_model(
     if decay == "auto":
         # A small net in a short run fits too little, not too much.
         short = small and epochs <= SHORT
-        decay = 0.05 if name == "adamw" else (1e-4 if tuned or short else 5e-4)
+        if name == "adamw":
+            decay = 4e-4 if recipe.task == "flow" else 0.05
+        else:
+            decay = 1e-4 if tuned or short else 5e-4
     optimiser = replace(
         optimiser,
         name=name,
@@ -245,6 +270,12 @@ def for_model(
         if recipe.length.steps is not None:
             length = recipe.length.steps * recipe.batch_size / images
         warmup = {"one-cycle": 0.2 * length, "cosine": min(1.0, 0.1 * length)}.get(kind, 0.0)
+    half = schedule.half
+    if half == "auto":
+        learns = recipe.task == "segmentation" and not tuned and device.type == "cpu"
+        half = HALF if learns and recipe.image_size >= HALVED else 0.0
+    if half:
+        notes.append(f"size: half of it for the first {half:.0%} of the work (--schedule.half)")
     regularisation = recipe.regularisation
     smoothing = regularisation.label_smoothing
     if smoothing == "auto":
@@ -255,7 +286,7 @@ def for_model(
         epochs=epochs,
         lr=lr,
         optimiser=optimiser,
-        schedule=replace(schedule, name=kind, warmup=round(warmup, 4)),
+        schedule=replace(schedule, name=kind, warmup=round(warmup, 4), half=half),
         length=replace(when, evaluate_every=every),
         regularisation=replace(regularisation, label_smoothing=smoothing, ema=ema),
     )

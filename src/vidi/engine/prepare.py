@@ -17,7 +17,7 @@ from torch import nn
 
 from vidi import models, tasks
 from vidi.data import audit, cache, check, splits
-from vidi.data.dataset import Dataset
+from vidi.data.dataset import Dataset, FramePairs
 from vidi.data.loader import Loader
 from vidi.data.open import KIND
 from vidi.data.survey import LOOK, Survey, class_pixels, survey
@@ -96,7 +96,7 @@ def prepare(
             + f"; {dataset.root} is data for {dataset.task}. Leave it at none."
         )
     if dataset.task in defaults.DENSE:
-        _refuse_for_dense(recipe)
+        _refuse_for_dense(recipe, dataset.task)
     elif (
         recipe.augmentation.crop in ("zoom", "whole")
         or recipe.data.shorter not in ("auto", 0)
@@ -119,11 +119,13 @@ def prepare(
             "--data.agree and --data.disagreement are for boundaries with several annotators; "
             f"{dataset.root} is data for {dataset.task}. Leave them out."
         )
-    if recipe.augmentation.pair_jitter and dataset.images2 is None:
+    if saved is None and dataset.task != "segmentation" and recipe.schedule.half not in ("auto", 0):
         raise InputError(
-            "--augmentation.pair-jitter is for pairs of frames, and "
-            f"{dataset.root} has single images. Leave it out."
+            f"--schedule.half is for segmentation; {dataset.root} is data for {dataset.task}. "
+            "Leave it out."
         )
+    if saved is None and dataset.images2 is None:
+        _refuse_for_single_images(recipe, dataset.root)
     if saved is not None and saved.data["loss"] != address(loss):
         raise InputError(
             f"This run was begun with the loss {saved.data['loss'] or 'cross-entropy'}, and is to "
@@ -172,7 +174,8 @@ def prepare(
         )
         notes.append(report.sentence)
         is_head = set(report.replaced).__contains__
-    macs = count.macs(model, recipe.image_size)
+    frames = 1 if dataset.images2 is None else 2
+    macs = count.macs(model, recipe.image_size, frames=frames)
     if saved is None:
         val = len(dataset.splits["val"])
         seen = _evaluated_pixels(recipe, look) / recipe.image_size**2
@@ -188,18 +191,24 @@ def prepare(
 
     # Images: where they are kept, and whether they can all be read.
     shorter = kept_size(recipe)
+    images = dataset.images
+    if dataset.images2 is not None:
+        images = FramePairs(images, dataset.images2)
     store = cache.make(
-        dataset.images,
+        images,
         f"{dataset.root}",
         shorter,
         recipe.data.cache,
         recipe.data.cache_gb,
     )
+    load2 = cache.seconds(dataset, store.load)
     truth = cache.keep_truth(dataset)
 
     def read(i: int) -> tuple[Array, tuple[int, int]]:
         found = store.load(i)
-        truth(i)  # after the image: of scenes both are drawn at once
+        if load2 is not None:
+            load2(i)
+        truth(i)  # after the images: of scenes all is drawn at once
         return found
 
     bad = _check(dataset, recipe, store.load if dataset.truth is None else read)
@@ -239,12 +248,15 @@ def prepare(
         task,
         store.load,
         normalisation,
+        load2=load2,
         truth=truth,
         train=True,
         balance=balance,
     )
     loaders = {
-        name: loader(dataset, ids, recipe, task, store.load, normalisation, truth=truth)
+        name: loader(
+            dataset, ids, recipe, task, store.load, normalisation, load2=load2, truth=truth
+        )
         for name, ids in dataset.splits.items()
         if name != "train"
     }
@@ -294,7 +306,7 @@ def make_task(
     if recipe.data.balance in POWERS and counts is not None:
         weights = splits.class_weights(counts, POWERS[recipe.data.balance])
         options["class_weights"] = weights.astype(np.float32)
-    if recipe.regularisation.label_smoothing != "auto":
+    if recipe.regularisation.label_smoothing != "auto" and name != "flow":
         options["label_smoothing"] = recipe.regularisation.label_smoothing
     if name in defaults.DENSE:
         options["sum_pixels"] = recipe.optimiser.sum_pixels
@@ -312,6 +324,7 @@ def loader(
     load: Callable[[int], tuple[Array, tuple[int, int]]],
     normalisation: Normalisation,
     *,
+    load2: Callable[[int], tuple[Array, tuple[int, int]]] | None = None,
     truth: Callable[[int], dict[str, Any]] | None = None,
     train: bool = False,
     balance: Array | None = None,
@@ -326,6 +339,7 @@ def loader(
         dataset,
         ids,
         load=load,
+        load2=load2,
         truth=truth,
         padding=task.padding,
         encode=lambda sample, rng: task.encode(sample, rng, train=train),
@@ -370,12 +384,28 @@ def kept_size(recipe: Recipe) -> int | None:
     return math.ceil(recipe.image_size * (MARGIN if enlarged else 1))
 
 
-def _refuse_for_dense(recipe: Recipe) -> None:
+def _refuse_for_single_images(recipe: Recipe, root: str) -> None:
+    """InputError for what only pairs of frames have."""
+    a = recipe.augmentation
+    for name in ("pair_jitter", "pair_rotation", "pair_scale", "pair_shift"):
+        if getattr(a, name) not in ("auto", 0):
+            raise InputError(
+                f"--augmentation.{name.replace('_', '-')} is for pairs of frames, and {root} has "
+                "single images. Leave it out."
+            )
+    if a.preset == "flow":
+        raise InputError(
+            f"The augmentation preset flow is for pairs of frames, and {root} has single images."
+        )
+
+
+def _refuse_for_dense(recipe: Recipe, task: str) -> None:
     """InputError for augmentation that makes no sense of labels per pixel."""
     a = recipe.augmentation
-    if a.crop not in ("auto", "zoom", "whole") or a.preset not in ("auto", "dense", "none"):
+    own = "flow" if task == "flow" else "dense"
+    if a.crop not in ("auto", "zoom", "whole") or a.preset not in ("auto", own, "none"):
         raise InputError(
-            "Labels per pixel are trained on with the augmentation preset dense (or none) and the "
+            f"Labels per pixel are trained on with the augmentation preset {own} (or none) and the "
             f"crop zoom or whole, which keep proportions; asked for are {a.preset} and {a.crop}."
         )
     if any(value not in ("auto", 0) for value in (a.mixup, a.cutmix)):

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step: no state, so nothing to save or to get wrong."""
+"""Learning rate and image size as functions of the step: no state to save or to get wrong."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import math
 
 from vidi.recipe import Schedule
 
+HALF = 0.25
+"""What a step on images of half the size is of one on whole images."""
 
-def rate(schedule: Schedule, step: int, total: int | None, warmup: int) -> float:
+
+def rate(schedule: Schedule, step: float, total: float | None, warmup: float) -> float:
     """The rate of ``step`` (from 0), relative to the highest one: in [0, 1].
 
-    ``total`` is the run's length in steps, ``None`` while a length in minutes is still being
-    measured (the rate then rises over ``warmup`` steps and stays). One-cycle rises for ``warmup``
-    steps and falls linearly, without a plateau (Smith and Topin 2018); cosine falls as half a
-    cosine (Loshchilov and Hutter 2017).
+    All are counted in steps, or in :func:`work`. ``total`` is the run's length, ``None`` while a
+    length in minutes is still being measured (the rate then rises over ``warmup`` steps and stays).
+    One-cycle rises for ``warmup`` steps and falls linearly, without a plateau (Smith and Topin
+    2018); cosine falls as half a cosine (Loshchilov and Hutter 2017).
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -24,3 +27,24 @@ def rate(schedule: Schedule, step: int, total: int | None, warmup: int) -> float
         return math.prod(schedule.gamma for m in schedule.milestones if step >= round(m * total))
     falling = 1 - done if schedule.name == "one-cycle" else (1 + math.cos(math.pi * done)) / 2
     return schedule.final + (1 - schedule.final) * falling
+
+
+def halves(share: float, total: int) -> int:
+    """How many steps, from the first, are on images of half the size, so that their work, a quarter
+    of the others' each, is that share of all."""
+    return round(total * share / (HALF + (1 - HALF) * share))
+
+
+def halved(share: float, step: int, total: int | None) -> bool:
+    """Whether that step is one of them. While the length is being measured every other one is, so
+    that both kinds are timed."""
+    if total is None:
+        return share > 0 and step % 2 == 0
+    return step < halves(share, total)
+
+
+def work(share: float, step: int, total: int | None) -> float:
+    """The work of the first ``step`` steps, in steps on whole images. The rate goes by it: what is
+    learned on halves has to be learned anew on whole images, for which the rate must be high."""
+    small = step if total is None else min(step, halves(share, total))
+    return step - small * (1 - HALF) if share else step

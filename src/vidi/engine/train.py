@@ -95,6 +95,11 @@ class Clock:
 
     seconds: float = 0.0
     images: int = 0
+    timed: int = 0
+    """The steps that took those seconds."""
+    seconds_on_halves: float = 0.0
+    timed_on_halves: int = 0
+    """Of them, those on images of half the size."""
     steps: int = 0
     started: float = field(default_factory=time.perf_counter)
     last_save: float = field(default_factory=time.perf_counter)
@@ -102,6 +107,27 @@ class Clock:
     @property
     def images_per_second(self) -> float:
         return self.images / self.seconds if self.seconds else 0.0
+
+    def step(self, seconds: float, images: int, *, half: bool) -> None:
+        if self.steps == MEASURED[0]:  # what the first steps compile and allocate is over
+            self.seconds, self.images, self.timed = 0.0, 0, 0
+            self.seconds_on_halves, self.timed_on_halves = 0.0, 0
+        self.steps += 1
+        self.timed += 1
+        self.seconds += seconds
+        self.images += images
+        if half:
+            self.timed_on_halves += 1
+            self.seconds_on_halves += seconds
+
+    def per_step(self) -> tuple[float, float]:
+        """Seconds of a step on whole images, and on those of half the size, which is taken for a
+        quarter of the former, or that for four of this, where only one of them was timed."""
+        whole = self.timed - self.timed_on_halves
+        on_wholes = (self.seconds - self.seconds_on_halves) / whole if whole else None
+        halves = self.timed_on_halves
+        on_halves = self.seconds_on_halves / halves if halves else (on_wholes or 0.0) / 4
+        return 4 * on_halves if on_wholes is None else on_wholes, on_halves
 
 
 MEASURED = (5, 25)
@@ -133,6 +159,7 @@ def fit(
     warmup = round(_number(recipe.schedule.warmup) * per_epoch)
     evaluate_every = max(1, round(_number(recipe.length.evaluate_every) * per_epoch))
     patience = recipe.length.patience
+    share = _number(recipe.schedule.half)
 
     compiled: nn.Module = torch.compile(model) if recipe.compile else model  # type: ignore[assignment]
     network = distributed.wrap(compiled, compute.device)
@@ -184,15 +211,20 @@ def fit(
                         to_device(p, compute.device, compute.normalisation, compute.channels_last)
                         for p in split(batch, recipe.optimiser.accumulate)
                     ]
+                    half = schedules.halved(share, at.step, at.total)
+                    if half:
+                        parts = [halved(task, part) for part in parts]
                     weights, stop = _total_weights(task, parts, signals.received)
                     if stop:
                         interrupted = signals.received or stop
                         break
-                    rising = warmup
-                    if at.minutes is not None and at.total is not None:
-                        rising = min(warmup, max(MEASURED[1], at.total // 5))
+                    rising: float = warmup
+                    done = schedules.work(share, at.step, at.total)
+                    length = at.total and schedules.work(share, at.total, at.total)
+                    if at.minutes is not None and length is not None:
+                        rising = min(warmup, max(MEASURED[1], length // 5))
                     optimisers.set_rate(
-                        optimiser, schedules.rate(recipe.schedule, at.step, at.total, rising)
+                        optimiser, schedules.rate(recipe.schedule, done, length, rising)
                     )
                     # What the network itself draws (dropout) hangs on nothing but these three.
                     torch.manual_seed(_seed(recipe.seed, at.step, distributed.rank()))
@@ -212,10 +244,8 @@ def fit(
                         average.update(model, at.step)
 
                     now = time.perf_counter()
-                    clock.seconds += now - began
+                    clock.step(now - began, len(batch) * distributed.world(), half=half)
                     began = now
-                    clock.images += len(batch) * distributed.world()
-                    clock.steps += 1
                     progress.step(at.step, loss, clock.images_per_second)
                     if at.step % recipe.logging.every == 0:
                         record(
@@ -260,7 +290,8 @@ def fit(
                         metrics = meter.compute()
                         train_mode(model)
                         value = metrics[task.headline]
-                        better = at.best is None or value > at.best
+                        lower = getattr(task, "lower_is_better", False)
+                        better = at.best is None or (value < at.best if lower else value > at.best)
                         # Of equals the later: it has seen more.
                         if (better or value == at.best) and distributed.is_writer():
                             write_weights(run, judged, description)
@@ -282,7 +313,7 @@ def fit(
                             headline=task.headline,
                             best=better,
                             images_per_second=clock.images_per_second,
-                            seconds_left=_seconds_left(clock, at),
+                            seconds_left=_seconds_left(clock, at, share),
                         )
                         at.loss_sum, at.loss_count = 0.0, 0
                         save()
@@ -304,6 +335,13 @@ def fit(
                 break
     _stop_on_failures(_taken(train), recipe, "in its last epoch", progress, record)
     return Outcome(at, clock.images_per_second, interrupted)
+
+
+def halved(task: Task, batch: Batch) -> Batch:
+    """The batch on half as many pixels a side. :func:`vidi.engine.prepare` asks for it only where
+    the task can."""
+    smaller: Batch = task.halved(batch)  # type: ignore[attr-defined]
+    return smaller
 
 
 def length_in_steps(recipe: Recipe, per_epoch: int) -> int | None:
@@ -542,13 +580,12 @@ def _measured_length(
     compute: Compute,
 ) -> int | None:
     """The steps that fit into the recipe's minutes, once enough of them have been timed."""
-    first, last = MEASURED
-    if clock.steps == first:
-        clock.seconds, clock.images = 0.0, 0  # what the first steps compile and allocate is over
-    if clock.steps < last:
+    if clock.steps < MEASURED[1]:
         return None
     assert recipe.length.minutes is not None and recipe.batch_size != "auto"
-    per_step = clock.seconds / (last - first)
+    small = schedules.halves(_number(recipe.schedule.half), 1000) / 1000
+    on_wholes, on_halves = clock.per_step()
+    per_step = small * on_halves + (1 - small) * on_wholes
     began = time.perf_counter()
     with contextlib.closing(predictions(model, task, val, compute)) as batches:
         batch, found = next(batches)
@@ -559,10 +596,15 @@ def _measured_length(
     return int(distributed.from_writer(steps))
 
 
-def _seconds_left(clock: Clock, at: Position) -> float | None:
-    if at.total is None or not clock.steps:
+def _seconds_left(clock: Clock, at: Position, share: float) -> float | None:
+    if at.total is None or not clock.seconds:
         return None
-    return (at.total - at.step) * (time.perf_counter() - clock.started) / clock.steps
+    left = at.total - at.step
+    small = max(0, min(left, schedules.halves(share, at.total) - at.step))
+    on_wholes, on_halves = clock.per_step()
+    # Evaluations take as large a part of the time as they did so far.
+    besides = (time.perf_counter() - clock.started) / clock.seconds
+    return (small * on_halves + (left - small) * on_wholes) * besides
 
 
 def _save_due(clock: Clock, at: Position, recipe: Recipe) -> bool:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Description", "build", "check", "convolutionalize", "describe", "find", "names"]
 
 
-DENSE = ("segmentation", "boundaries")
+DENSE = ("segmentation", "boundaries", "flow")
 """Tasks whose networks give a map for an image, of its size."""
 
 
@@ -136,7 +136,7 @@ def check(
     """Raises InputError unless the network fits the task and an image of that size.
 
     It should give one number per class, for :data:`DENSE` tasks for each pixel; the first of
-    several outputs (a NamedTuple) counts.
+    several outputs (a NamedTuple) counts. For flow it takes two images, and gives x and y.
     """
     from torch import Tensor, nn
 
@@ -144,16 +144,16 @@ def check(
 
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} should return a torch.nn.Module; it gave {type(model).__name__}.")
-    dense = task in DENSE
+    dense, frames = task in DENSE, 2 if task == "flow" else 1
     # A user's own network need not say its task; then its output alone tells.
     if getattr(model, "task", _kind(task)) != _kind(task):
         raise _other_task(name, _task_of(model), task)
     try:
-        output = count.trial(model, image_size)
+        output = count.trial(model, image_size, frames=frames)
     except InputError:
         raise
     except Exception as error:  # any operation of the network may be the one that does not fit
-        smallest = count.smallest_image_size(model, image_size)
+        smallest = count.smallest_image_size(model, image_size, frames=frames)
         raise InputError(
             f"The network {name} cannot take images of {image_size} × {image_size} pixels: "
             + (f"it needs at least {smallest}." if smallest else f"{error}.")
@@ -161,11 +161,18 @@ def check(
     if isinstance(output, tuple):
         output = output[0]
     wanted = (1, num_classes, image_size, image_size) if dense else (1, num_classes)
+    if task == "flow":
+        wanted = (1, 2, image_size, image_size)
     if isinstance(output, Tensor) and output.shape == wanted:
         return
     if dense and isinstance(output, Tensor) and output.dim() == 2:
         raise _other_task(name, "classification", task)
     found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if task == "flow":
+        raise InputError(
+            f"The network {name} should give a motion in x and y for each pixel of two images, a "
+            f"tensor of shape {list(wanted)}; it gave {found}."
+        )
     per = "per class and pixel" if dense else "per class"
     raise InputError(
         f"The network {name} should give one number {per} for one image, a tensor of shape "

@@ -19,39 +19,48 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def macs(model: nn.Module, image_size: int, *, channels: int = 3) -> int:
+def macs(model: nn.Module, image_size: int, *, channels: int = 3, frames: int | None = None) -> int:
     """Multiply-adds to predict one square image of ``image_size`` pixels.
+
+    ``frames``: how many images the network takes; by default two if its task is flow, else one.
 
     Convolutions, matrix products and attention are counted, a multiplication and its addition as
     one, as the papers do; biases, normalisation, pooling and activations are not.
     """
     with _predicting(model), FlopCounterMode(display=False) as counter:
-        _run_on_meta(model, image_size, channels)
+        _run_on_meta(model, image_size, channels, frames)
     return int(counter.get_total_flops()) // 2
 
 
-def trial(model: nn.Module, image_size: int, *, channels: int = 3) -> Any:
+def trial(
+    model: nn.Module, image_size: int, *, channels: int = 3, frames: int | None = None
+) -> Any:
     """The network's output for one image of that size in evaluation mode; contents undefined.
+
+    ``frames``: as :func:`macs` has it.
 
     Whatever the network raises for such an image passes through.
     """
     with _predicting(model):
         try:
-            return _run_on_meta(model, image_size, channels)
+            return _run_on_meta(model, image_size, channels, frames)
         except Exception:
             # A foreign network may look at values, which meta tensors do not have: run it truly.
             # (A lazy layer gets its shape by this, too.)
             like = next(model.parameters(), torch.empty(0))
             size = (1, channels, image_size, image_size)
-            return model(torch.zeros(size, dtype=like.dtype, device=like.device))
+            image = torch.zeros(size, dtype=like.dtype, device=like.device)
+            return model(*[image] * _frames(model, frames))
 
 
-def smallest_image_size(model: nn.Module, failing: int, *, limit: int = 1024) -> int | None:
+def smallest_image_size(
+    model: nn.Module, failing: int, *, limit: int = 1024, frames: int | None = None
+) -> int | None:
     """The smallest square image above ``failing`` pixels that the network takes, or None."""
 
     def fits(size: int) -> bool:
         try:
-            _run_on_meta(model, size, 3)
+            _run_on_meta(model, size, 3, frames)
         except Exception:
             return False
         return True
@@ -69,12 +78,18 @@ def smallest_image_size(model: nn.Module, failing: int, *, limit: int = 1024) ->
     return high
 
 
-def _run_on_meta(model: nn.Module, image_size: int, channels: int) -> Any:
+def _frames(model: nn.Module, frames: int | None) -> int:
+    if frames is not None:
+        return frames
+    return 2 if getattr(model, "task", "") == "flow" else 1
+
+
+def _run_on_meta(model: nn.Module, image_size: int, channels: int, frames: int | None) -> Any:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     lent = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     dtype = next((t.dtype for t in lent.values() if t.is_floating_point()), torch.float32)
     image = torch.empty((1, channels, image_size, image_size), dtype=dtype, device="meta")
-    return functional_call(model, lent, (image,))
+    return functional_call(model, lent, (image,) * _frames(model, frames))
 
 
 @contextmanager

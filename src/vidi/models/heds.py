@@ -98,8 +98,8 @@ class SmallHED(nn.Module):
     the coarser maps as well, merged from coarse to fine. From scratch, fine stages alone know
     little of objects.
 
-    ``stem``: channels of the two convolutions at 1/2; ``widths`` and ``depths``: channels and blocks at 1/4, 1/8, 1/16;
-    ``merged``: channels in which the resolutions meet.
+    ``stem``: channels of the two convolutions at 1/2; ``widths`` and ``depths``: channels and
+    blocks at 1/4, 1/8, 1/16; ``merged``: channels in which the resolutions meet.
     """
 
     task = "boundaries"

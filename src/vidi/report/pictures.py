@@ -39,10 +39,17 @@ NAMED, COUNTED = 60, 20
 """Up to so many classes, a confusion matrix has names at its axes, and counts in its cells."""
 
 
-def curves(history: Sequence[Mapping[str, Any]], path: Path, *, headline: str = "accuracy") -> None:
+def curves(
+    history: Sequence[Mapping[str, Any]],
+    path: Path,
+    *,
+    headline: str = "accuracy",
+    lower_is_better: bool = False,
+) -> None:
     """Loss, headline metric and learning rate over the epochs.
 
     ``history``: the rows of metrics.jsonl. A value that was not finite (null there) leaves a gap.
+    ``lower_is_better``: of the headline.
     """
     steps = [row for row in history if row["event"] == "train"]
     rows = [row for row in history if row["event"] == "evaluation"]
@@ -73,7 +80,8 @@ def curves(history: Sequence[Mapping[str, Any]], path: Path, *, headline: str = 
         _line(metric, epochs, values, ORANGE, "validation")
         if np.isfinite(values).any():
             # The last of equals, as the engine keeps it.
-            best = len(values) - 1 - int(np.nanargmax(values[::-1]))
+            found = np.nanargmin if lower_is_better else np.nanargmax
+            best = len(values) - 1 - int(found(values[::-1]))
             metric.plot(epochs[best], values[best], "o", color=RED, markersize=6)
             metric.set_title(f"{headline}: best {values[best]:.4f} at epoch {epochs[best]:g}")
         else:

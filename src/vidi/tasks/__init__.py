@@ -18,7 +18,8 @@ class Task(Protocol):
     """All that differs between the problems. It calls the model; the loop knows neither."""
 
     headline: str
-    """The metric by which the best weights are chosen; higher is better."""
+    """The metric by which the best weights are chosen; higher is better, unless the task says
+    ``lower_is_better``."""
     outputs: int
     """What the network is built for: the number of classes."""
 

@@ -7,7 +7,7 @@ Long, Shelhamer & Darrell 2015, "Fully convolutional networks for semantic segme
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -85,6 +85,13 @@ class Task:
                 value = masked(self._per_pixel(logits.float(), label), weights > 0)
                 total = total + (1.0 if i == 0 else auxiliary) * (weights * value).sum()
         return {"cross_entropy": total}
+
+    def halved(self, batch: Batch) -> Batch:
+        """On every second pixel of each side: labels are those there, images the average of what
+        is about it."""
+        image = F.avg_pool2d(batch.inputs["image"], 3, 2, padding=1, count_include_pad=False)
+        mask = batch.targets["mask"][:, ::2, ::2]
+        return replace(batch, inputs={"image": image}, targets=batch.targets | {"mask": mask})
 
     def predict(
         self,

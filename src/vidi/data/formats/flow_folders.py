@@ -8,9 +8,7 @@ top are splits, else all is "train".
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -29,6 +27,7 @@ from vidi.data.flow_layout import (
     ordered,
     save_frames,
     scene_names,
+    successors,
 )
 from vidi.data.flowfiles import read_flo, write_flo
 from vidi.data.formats import Fake
@@ -135,7 +134,7 @@ def _collect(source: str, at: str, split: str, found: Found, above: tuple[str, .
     if flows and len(frames) < len(images):
         twice = [n for n in images if frames[os.path.splitext(n)[0]] != n]
         raise InputError(f"{here} has two frames of one name: {some(twice)}. Remove one of each.")
-    after = _successors(list(frames)) if flows else {}
+    after = successors(list(frames)) if flows else {}
     for name in in_order(flows):
         stem = os.path.splitext(name)[0]
         if stem not in frames or stem not in after:
@@ -150,21 +149,6 @@ def _collect(source: str, at: str, split: str, found: Found, above: tuple[str, .
         found.notes.append(f"{here} holds {len(images):,} images and no flow; they were left out.")
     for name in folders:
         _collect(source, f"{at}{name}/", split, found, (*above, real))
-
-
-def _successors(stems: list[str]) -> dict[str, str]:
-    """Each frame's next one. Numbered frames go on by the smallest step that occurs, so that a gap
-    is seen."""
-    order = in_order(stems)
-    numbered = [re.fullmatch(r"(.*?)(\d+)", stem) for stem in order]
-    prefixes = {match[1] for match in numbered if match}
-    if all(numbered) and len(prefixes) == 1:
-        by_number = {
-            int(match[2]): stem for match, stem in zip(numbered, order, strict=True) if match
-        }
-        step = min((b - a for a, b in pairwise(sorted(by_number))), default=1)
-        return {s: by_number[n + step] for n, s in by_number.items() if n + step in by_number}
-    return dict(pairwise(order))
 
 
 def _load(root: str, pair: Pair) -> Truths:

@@ -1,0 +1,41 @@
+"""Where a verb writes what it made: never over what is there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from vidi.errors import InputError
+
+
+def new_folder(given: str | None, name: str) -> Path:
+    """The folder that was asked for, or ``name`` (name-2, name-3 … where that is taken); it need
+    not be there yet. Raises :class:`InputError` for one that holds something."""
+    if given is None:
+        return free_name(Path(), name, "")
+    out = Path(given).expanduser()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        kind = "exists and is not empty" if out.is_dir() else "is a file"
+        raise InputError(f"{out} {kind}. Give --out the name of a new folder.")
+    return out
+
+
+def free_name(folder: Path, stem: str, suffix: str) -> Path:
+    """A name in the folder that nothing has: with -2, -3 … where the plain one is taken."""
+    path, number = folder / f"{stem}{suffix}", 1
+    while path.exists():
+        number += 1
+        path = folder / f"{stem}-{number}{suffix}"
+    return path
+
+
+@contextlib.contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written to: {error.strerror or error}. Make room, or give --out "
+            "another place."
+        ) from error

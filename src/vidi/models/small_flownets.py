@@ -1,0 +1,172 @@
+"""A small flow network that trains from scratch in minutes.
+
+FlowNetC's idea, towers whose features are compared at each displacement, with three departures that
+let it learn from few pairs. The comparison is read as matching: a softmax over displacements, whose
+mean is flow already, so that towers learn from it directly and what they learn holds for motions
+that training never showed (Xu et al. 2022, GMFlow, section 3.2, does so over the whole image). What
+is left is estimated after the second frame's features were warped by the flow so far, twice, as in
+Sun et al. 2018, PWC-Net. And there are batch normalisation and residual towers, thin where maps are
+large.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vidi.models.flownets import SCALE, SOURCE, full_size, padded
+from vidi.models.resnets import BasicBlock, initialise, stage
+from vidi.ops.correlation import correlation
+from vidi.ops.flow import warp
+
+
+class SmallOutputs(NamedTuple):
+    """Flow in pixels / 20, fp32 [N, 2, h, w] each: refined at 1/4, refined at 1/8, matched at
+    1/8 of the padded image."""
+
+    refined4: Tensor
+    refined8: Tensor
+    matched8: Tensor
+
+
+class SmallFlowNet(nn.Module):
+    """Two images [N, 3, H, W] of any size; flow in pixels, [N, 2, H, W]; :class:`SmallOutputs` in
+    training.
+
+    ``stem``: channels at 1/2; ``widths`` and ``depths``: channels and blocks at 1/4, 1/8, 1/16;
+    ``matching``: channels that are compared. ``reach``: how far, in cells of 1/8; ``near``: the
+    same after warping. ``mending8``, ``mending4``: channels of the layers that refine at 1/8 and
+    1/4; those at 1/8 see ever farther.
+    """
+
+    task = "flow"
+    source = f"{SOURCE}, with a small network of ours that matches"
+    image_size = 256
+    divisor = 16
+    scales = (4, 8, 8)
+    """Pixels per cell of each output, in each direction."""
+
+    def __init__(
+        self,
+        stem: int,
+        widths: tuple[int, int, int],
+        depths: tuple[int, int, int],
+        matching: int,
+        reach: int,
+        near: int,
+        mending8: tuple[int, ...],
+        mending4: tuple[int, ...],
+    ) -> None:
+        super().__init__()
+        self.reach, self.near = reach, near
+        self.stem = _layer(3, stem, stride=2)
+        self.stage4 = stage(BasicBlock, stem, widths[0], depths[0], 2, "B")
+        self.stage8 = stage(BasicBlock, widths[0], widths[1], depths[1], 2, "B")
+        self.stage16 = stage(BasicBlock, widths[1], widths[2], depths[2], 2, "B")
+        self.lateral = nn.Conv2d(widths[1], matching, 1)
+        self.above = nn.Conv2d(widths[2], matching, 1)
+        self.norm = nn.BatchNorm2d(matching)
+
+        # The matched flow, how sure it is, what is alike nearby, and what is seen.
+        seen8 = 3 + (2 * near + 1) ** 2 + matching + widths[1]
+        self.mend8 = _layers(seen8, mending8, dilations=(1, 2, 4, 1))
+        self.flow8 = nn.Conv2d(mending8[-1], 2, 1)
+        # At 1/4 a layer costs four times as much: few features of each frame go into it.
+        self.thin = nn.Conv2d(widths[0], mending4[0] // 2, 1)
+        seen4 = 2 + 2 * (mending4[0] // 2) + mending8[-1]
+        self.mend4 = _layers(seen4, mending4, dilations=(1, 1, 1, 1))
+        self.flow4 = nn.Conv2d(mending4[-1], 2, 1)
+        initialise(self, zero_init_residual=False)
+        for head in (self.flow8, self.flow4):
+            for parameter in head.parameters():  # at first the matched flow stands as it is
+                nn.init.zeros_(parameter)
+
+    def forward(self, image: Tensor, image2: Tensor) -> Tensor | SmallOutputs:
+        size = image.shape[2:]
+        both = padded(torch.cat((image, image2)), self.divisor)
+        maps4 = self.stage4(self.stem(both))
+        maps8 = self.stage8(maps4)
+        coarse = self.above(self.stage16(maps8))
+        wide = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
+        first, second = self.norm(self.lateral(maps8) + wide).float().chunk(2)
+
+        matched, sure = self._match(first, second)
+        moved, _ = warp(second, matched * (SCALE / 8))
+        alike = self._alike(first, moved, self.near)
+        own8 = maps8[: len(image)]
+        hidden = self.mend8(torch.cat((matched, sure, alike, first, own8), 1))
+        refined8 = matched + self.flow8(hidden).float()
+
+        start = F.interpolate(refined8, scale_factor=2, mode="bilinear", align_corners=False)
+        start = start.detach()
+        hidden = F.interpolate(hidden, scale_factor=2, mode="bilinear", align_corners=False)
+        own4, other4 = self.thin(maps4).chunk(2)
+        moved, _ = warp(other4, start * (SCALE / 4))
+        hidden = self.mend4(torch.cat((start, own4, moved, hidden), 1))
+        refined4 = start + self.flow4(hidden).float()
+        if self.training:
+            return SmallOutputs(refined4, refined8, matched)
+        return full_size(refined4, self.scales[0], size)
+
+    def _alike(self, first: Tensor, second: Tensor, reach: int) -> Tensor:
+        """Products of features [N, C, h, w] over the root of C: of unrelated ones, of deviation 1;
+        of equal ones, about √C."""
+        return math.sqrt(first.shape[1]) * correlation(first, second, displacement=reach, stride=1)
+
+    def _match(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """(flow / 20 [N, 2, h, w], the softmax's largest share [N, 1, h, w])."""
+        reach = self.reach
+        alike = self._alike(first, second, reach)
+        offsets = torch.arange(-reach, reach + 1, device=first.device)
+        # What would lie outside the second frame is no candidate.
+        rows, columns = (_inside(n, offsets) for n in first.shape[2:])
+        inside = rows[:, None, :, None] & columns[None, :, None, :]
+        alike = alike.masked_fill(~inside.flatten(0, 1), -math.inf)
+        shares = alike.softmax(1)
+        steps = offsets * (8 / SCALE)
+        both = torch.stack((steps.repeat(len(steps)), steps.repeat_interleave(len(steps))))
+        flow = torch.einsum("kd,ndhw->nkhw", both.to(shares), shares)
+        return flow, shares.amax(1, keepdim=True)
+
+
+def _inside(length: int, offsets: Tensor) -> Tensor:
+    """bool [D, length]: whether a cell moved by each offset is still one."""
+    moved = torch.arange(length, device=offsets.device) + offsets[:, None]
+    return (moved >= 0) & (moved < length)
+
+
+def _layer(inputs: int, outputs: int, *, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _layers(inputs: int, widths: tuple[int, ...], dilations: tuple[int, ...]) -> nn.Sequential:
+    before = (inputs, *widths)
+    return nn.Sequential(
+        *(
+            _layer(n, width, dilation=dilation)
+            for n, width, dilation in zip(before, widths, dilations, strict=False)
+        )
+    )
+
+
+def flownet_small(
+    *,
+    stem: int = 16,
+    widths: tuple[int, int, int] = (32, 64, 96),
+    depths: tuple[int, int, int] = (1, 2, 1),
+    matching: int = 64,
+    reach: int = 8,
+    near: int = 3,
+    mending8: tuple[int, ...] = (96, 64, 64, 32),
+    mending4: tuple[int, ...] = (32, 32),
+) -> SmallFlowNet:
+    """Towers of 9 layers that are matched at 1/8, up to 64 pixels away, and two refinements."""
+    return SmallFlowNet(stem, widths, depths, matching, reach, near, mending8, mending4)
