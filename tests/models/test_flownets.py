@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vidi import models
 from vidi.errors import InputError
-from vidi.models import count, flownets
+from vidi.models import count, flownets, small_flownets
 from vidi.models.flownets import SCALE
 
 # Figure 2 for images of 512 × 384, and figure 3 for the way back: channels, height, width.
@@ -92,8 +92,11 @@ def test_flow_has_the_images_size(name: str, size: tuple[int, int]) -> None:
     assert flow.dtype == torch.float32
     outputs = network.train()(*pair(*size, device="meta"))
     height, width = (-(-side // network.divisor) * network.divisor for side in size)
-    for output, scale in zip(outputs, network.scales, strict=True):
+    for output, scale in zip(outputs, network.scales, strict=False):
         assert output.shape == (1, 2, height // scale, width // scale)
+    if name == "flownet_small":
+        side, scale = 2 * network.reach + 1, network.matching_scale
+        assert outputs.matching.shape == (1, side**2, height // scale, width // scale)
 
 
 @pytest.mark.parametrize("name", ["flownet_s", "flownet_c"])
@@ -141,7 +144,7 @@ def test_the_start_keeps_the_scale_of_features(name: str) -> None:
     network = models.find(name)().train()
     with torch.inference_mode():
         outputs = network(*(torch.randn(2, 3, 64, 64) for _ in range(2)))
-    for output in outputs:
+    for output in outputs[: len(network.scales)]:
         assert output.isfinite().all()
         assert output.square().mean().sqrt() < 8
 
@@ -175,18 +178,31 @@ class TestMatching:
 
     def test_what_moved_is_found(self) -> None:
         network, features = self.features()
-        flow, sure = network._match(features, features.roll((2, -3), (2, 3)))
+        shares = network._match(features, features.roll((2, -3), (2, 3))).exp()
+        flow, sure = small_flownets._likeliest(shares, 8 / SCALE)
         inner = flow[0, :, :-2, 3:]
         expected = torch.tensor([-3 * 8 / SCALE, 2 * 8 / SCALE]).view(2, 1, 1)
         torch.testing.assert_close(inner, expected.expand_as(inner), atol=1e-3, rtol=0)
         assert sure[0, 0, :-2, 3:].min() > 0.99
 
     def test_no_candidate_lies_outside(self) -> None:
-        """Of features that are all the same, each cell moves to the middle of what it may reach."""
+        """Of features that are all the same, all displacements inside are equally likely."""
         network, features = self.features()
-        flow, _ = network._match(torch.zeros_like(features), torch.zeros_like(features))
+        shares = network._match(torch.zeros_like(features), torch.zeros_like(features)).exp()
         x, y = torch.arange(14), torch.arange(12)[:, None]
-        left, right = (-8 - 0 * x).clamp(min=-x), (8 + 0 * x).minimum(13 - x)
-        top, bottom = (-8 - 0 * y).clamp(min=-y), (8 + 0 * y).minimum(11 - y)
-        both = torch.stack(((left + right + 0 * y) / 2, (top + bottom + 0 * x) / 2))
-        torch.testing.assert_close(flow[0], both * (8 / SCALE))
+        left, right = x.clamp(max=8), (13 - x).clamp(max=8)
+        above, below = y.clamp(max=8), (11 - y).clamp(max=8)
+        candidates = (left + right + 1) * (above + below + 1)
+        assert ((shares[0] > 0).sum(0) == candidates).all()
+        torch.testing.assert_close(shares[0].amax(0), 1 / candidates)
+        flow, _ = small_flownets._likeliest(shares, 1.0)
+        end = torch.stack((x + flow[0, 0], y + flow[0, 1]))
+        assert end.min() >= 0 and end[0].max() <= 13 and end[1].max() <= 11
+
+    def test_the_mean_is_about_the_likeliest(self) -> None:
+        """What is far away has no part in it, however likely."""
+        shares = torch.zeros(1, 25, 1, 1)
+        shares[0, 2 * 5 + 3], shares[0, 2 * 5 + 4], shares[0, 2 * 5 + 0] = 0.4, 0.2, 0.4 - 1e-3
+        flow, sure = small_flownets._likeliest(shares, 3.0)
+        assert flow.flatten().tolist() == pytest.approx([3 * (1 * 2 + 2 * 1) / 3, 0])
+        assert sure.item() == pytest.approx(0.4)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 
-from vidi.ops.flow import coarser, resized, warp
+from vidi.ops.flow import coarser, matching_loss, resized, warp
 
 
 def test_warping_is_scipys_interpolation_at_the_moved_pixel_centres() -> None:
@@ -70,3 +72,38 @@ def test_resized_flow_grows_with_the_image() -> None:
     inner = (slice(None), slice(1, -1), slice(2, -2))
     torch.testing.assert_close(large[0][inner], expected[inner])
     assert resized(flow, (6, 8)) is flow
+
+
+def test_the_matching_loss_of_whole_cells_is_cross_entropy() -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(2, 25, 6, 7)  # two cells each way
+    flow = torch.randint(-1, 2, (2, 2, 6, 7)).float()
+    inner = np.s_[:, 1:-1, 1:-1]
+    found = matching_loss(scores.log_softmax(1), flow)[inner]
+    number = (flow[:, 1] + 2) * 5 + flow[:, 0] + 2
+    expected = F.cross_entropy(scores, number.long(), reduction="none")[inner]
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_matching_loss_between_cells_by_a_loop() -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(1, 9, 4, 5, dtype=torch.float64)
+    scores[0, 0, 1, 2] = -torch.inf  # as what is no candidate has
+    log_shares = scores.log_softmax(1).requires_grad_()
+    flow = torch.empty(1, 2, 4, 5, dtype=torch.float64).uniform_(-1.9, 1.9)
+    flow[0, :, 1, 2] = 0.5
+    flow[0, :, 3, 3] = 1e12
+    found = matching_loss(log_shares, flow)
+    for y in range(4):
+        for x in range(5):
+            expected = 0.0
+            u, v = flow[0, :, y, x].tolist()
+            for dy in range(-1, 2):
+                for dx in range(-1, 2):
+                    weight = max(0.0, 1 - abs(u - dx)) * max(0.0, 1 - abs(v - dy))
+                    if weight and 0 <= x + dx < 5 and 0 <= y + dy < 4:
+                        share = log_shares[0, (dy + 1) * 3 + dx + 1, y, x].item()
+                        expected -= weight * share
+            assert found[0, y, x].item() == pytest.approx(expected, abs=1e-12)
+    found.sum().backward()
+    assert log_shares.grad is not None and log_shares.grad.isfinite().all()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidi.errors import InputError
@@ -133,6 +134,21 @@ def test_unknown_pixels_count_for_nothing() -> None:
     assert mean_loss(task, network, batch(flow, known)) == pytest.approx(expected)
     flow[0, 1:, :4] = 1e6  # whatever stands there
     assert mean_loss(task, network, batch(flow, known)) == pytest.approx(expected)
+
+
+def test_a_matching_is_trained_beside_the_flow() -> None:
+    """Its cross-entropy, averaged over known pixels; at 8 pixels a cell, 16 are two cells."""
+    flow = torch.zeros(1, 16, 32, 2)
+    flow[0, :, :16, 0] = 8  # two cells of eight go one to the right, whatever the others do
+    known = torch.zeros(1, 16, 32, dtype=torch.bool)
+    known[0, :, :16] = True
+    scores = torch.randn(1, 9, 2, 4)
+    network = Fixed(torch.zeros(1, 2, 2, 4), scores.log_softmax(1), scales=(8,))
+    network.matching_scale = 8  # type: ignore[assignment]
+    made, task = batch(flow, known), Task()
+    found = float(task.losses(network, made)["matching"].detach())
+    right = F.cross_entropy(scores[:, :, :, :2], torch.full((1, 2, 2), 5))
+    assert found / float(task.weights(made)["matching"]) == pytest.approx(0.3 * right.item())
 
 
 def test_what_lies_beyond_the_image_counts_for_nothing() -> None:

@@ -1,12 +1,14 @@
 """A small flow network that trains from scratch in minutes.
 
 FlowNetC's idea, towers whose features are compared at each displacement, with three departures that
-let it learn from few pairs. The comparison is read as matching: a softmax over displacements, whose
-mean is flow already, so that towers learn from it directly and what they learn holds for motions
-that training never showed (Xu et al. 2022, GMFlow, section 3.2, does so over the whole image). What
-is left is estimated after the second frame's features were warped by the flow so far, twice, as in
-Sun et al. 2018, PWC-Net. And there are batch normalisation and residual towers, thin where maps are
-large.
+let it learn from few pairs. The comparison is read as matching: a softmax over displacements, which
+is trained as a classifier's, so that towers learn from it directly and what they learn holds for
+motions that training never showed; its mean about the likeliest one is flow already. What is left
+is estimated after the second frame's features were warped by the flow so far, twice, as in Sun et
+al. 2018, PWC-Net. And there are batch normalisation and residual towers, thin where maps are large.
+
+The end-point error of the softmax's mean over all displacements, as in Xu et al. 2022 (GMFlow,
+section 3.2), learns later: while the softmax is broad, its mean says little of where it is high.
 """
 
 from __future__ import annotations
@@ -25,12 +27,13 @@ from vidi.ops.flow import warp
 
 
 class SmallOutputs(NamedTuple):
-    """Flow in pixels / 20, fp32 [N, 2, h, w] each: refined at 1/4, refined at 1/8, matched at
-    1/8 of the padded image."""
+    """Flow in pixels / 20, fp32 [N, 2, h, w] each, refined at 1/4 and at 1/8 of the padded image;
+    and the matching's log-shares at 1/8, fp32 [N, D², h, w], of displacements by -reach to reach
+    cells, row by row."""
 
     refined4: Tensor
     refined8: Tensor
-    matched8: Tensor
+    matching: Tensor
 
 
 class SmallFlowNet(nn.Module):
@@ -47,8 +50,10 @@ class SmallFlowNet(nn.Module):
     source = f"{SOURCE}, with a small network of ours that matches"
     image_size = 256
     divisor = 16
-    scales = (4, 8, 8)
-    """Pixels per cell of each output, in each direction."""
+    scales = (4, 8)
+    """Pixels per cell of each flow, in each direction."""
+    matching_scale = 8
+    """Those of the matching."""
 
     def __init__(
         self,
@@ -94,7 +99,8 @@ class SmallFlowNet(nn.Module):
         wide = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
         first, second = self.norm(self.lateral(maps8) + wide).float().chunk(2)
 
-        matched, sure = self._match(first, second)
+        matching = self._match(first, second)
+        matched, sure = _likeliest(matching.exp(), self.matching_scale / SCALE)
         moved, _ = warp(second, matched * (SCALE / 8))
         alike = self._alike(first, moved, self.near)
         own8 = maps8[: len(image)]
@@ -109,7 +115,7 @@ class SmallFlowNet(nn.Module):
         hidden = self.mend4(torch.cat((start, own4, moved, hidden), 1))
         refined4 = start + self.flow4(hidden).float()
         if self.training:
-            return SmallOutputs(refined4, refined8, matched)
+            return SmallOutputs(refined4, refined8, matching)
         return full_size(refined4, self.scales[0], size)
 
     def _alike(self, first: Tensor, second: Tensor, reach: int) -> Tensor:
@@ -117,20 +123,31 @@ class SmallFlowNet(nn.Module):
         of equal ones, about √C."""
         return math.sqrt(first.shape[1]) * correlation(first, second, displacement=reach, stride=1)
 
-    def _match(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """(flow / 20 [N, 2, h, w], the softmax's largest share [N, 1, h, w])."""
-        reach = self.reach
-        alike = self._alike(first, second, reach)
-        offsets = torch.arange(-reach, reach + 1, device=first.device)
+    def _match(self, first: Tensor, second: Tensor) -> Tensor:
+        """The log-shares [N, D², h, w] of a softmax over all displacements within reach."""
+        alike = self._alike(first, second, self.reach)
+        offsets = torch.arange(-self.reach, self.reach + 1, device=first.device)
         # What would lie outside the second frame is no candidate.
         rows, columns = (_inside(n, offsets) for n in first.shape[2:])
         inside = rows[:, None, :, None] & columns[None, :, None, :]
-        alike = alike.masked_fill(~inside.flatten(0, 1), -math.inf)
-        shares = alike.softmax(1)
-        steps = offsets * (8 / SCALE)
-        both = torch.stack((steps.repeat(len(steps)), steps.repeat_interleave(len(steps))))
-        flow = torch.einsum("kd,ndhw->nkhw", both.to(shares), shares)
-        return flow, shares.amax(1, keepdim=True)
+        return alike.masked_fill(~inside.flatten(0, 1), -math.inf).log_softmax(1)
+
+
+def _likeliest(shares: Tensor, step: float) -> tuple[Tensor, Tensor]:
+    """(flow [N, 2, h, w], the largest share [N, 1, h, w]) of shares [N, D², h, w]: the mean of the
+    likeliest displacement and its neighbours, each of D² being ``step`` from the next."""
+    side = math.isqrt(shares.shape[1])
+    offsets = torch.arange(side, device=shares.device)
+    x, y = (
+        offsets.repeat(side).view(1, -1, 1, 1),
+        offsets.repeat_interleave(side).view(1, -1, 1, 1),
+    )
+    largest, best = shares.max(1, keepdim=True)
+    near = ((x - best % side).abs() <= 1) & ((y - best // side).abs() <= 1)
+    near_shares = shares * near
+    near_shares = near_shares / near_shares.sum(1, keepdim=True)
+    both = torch.cat((x, y)).flatten(1).to(shares) - side // 2
+    return torch.einsum("kd,ndhw->nkhw", both * step, near_shares), largest
 
 
 def _inside(length: int, offsets: Tensor) -> Tensor:

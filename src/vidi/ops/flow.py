@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,6 +47,35 @@ def coarser(flow: Tensor, known: Tensor, cell: int, size: tuple[int, int]) -> tu
     both = F.avg_pool2d(F.pad(both, (0, w * cell - width, 0, h * cell - height)), cell)
     share = both[:, 2:]
     return both[:, :2] / share.clamp_min(torch.finfo(flow.dtype).tiny), share[:, 0]
+
+
+def matching_loss(log_shares: Tensor, flow: Tensor) -> Tensor:
+    """Cross-entropy [N, h, w] of a softmax over displacements, where flow lies between them.
+
+    ``log_shares`` [N, D², h, w]: of displacements by -(D - 1)/2 to (D - 1)/2 cells, row by row.
+    ``flow`` [N, 2, h, w], in cells. The truth is the four displacements about the flow, with the
+    weights of bilinear interpolation; those that are no candidates, beyond reach or outside the
+    second frame, are left out.
+    """
+    side = math.isqrt(log_shares.shape[1])
+    height, width = flow.shape[2:]
+    x = torch.arange(width, device=flow.device)
+    y = torch.arange(height, device=flow.device)[:, None]
+    whole = flow.floor()
+    right, down = (flow - whole).unbind(1)
+    first = whole.clamp(-2 * side, 2 * side).long()  # far beyond reach is as good as further
+    total = torch.zeros_like(right)
+    for j, below in ((0, 1 - down), (1, down)):
+        for i, beside in ((0, 1 - right), (1, right)):
+            dx, dy = first[:, 0] + i, first[:, 1] + j
+            column, row = dx + side // 2, dy + side // 2
+            candidate = (column >= 0) & (column < side) & (row >= 0) & (row < side)
+            candidate &= (x + dx >= 0) & (x + dx < width) & (y + dy >= 0) & (y + dy < height)
+            at = torch.where(candidate, row * side + column, 0)[:, None]
+            found = log_shares.gather(1, at)[:, 0]
+            # Not multiplied: what is no candidate may be infinitely unlikely.
+            total = total - torch.where(candidate, found, 0) * below * beside
+    return total
 
 
 def resized(flow: Tensor, size: tuple[int, int]) -> Tensor:

@@ -26,6 +26,8 @@ WEIGHTS = {64: 0.32, 32: 0.08, 16: 0.02, 8: 0.01, 4: 0.005}
 """Of the error in a cell, by the cell's side in pixels: the authors' training, whose loss sums over
 cells. Of the *mean* errors it weighs 1/4 most, since that has most cells: with 0.44, 0.22, 0.11,
 0.11 and 0.11 from 1/4 to 1/64."""
+MATCHING = 0.3
+"""Weight of a matching's cross-entropy beside the mean end-point error in pixels / 20."""
 SPEEDS = {"s0-10": (0.0, 10.0), "s10-40": (10.0, 40.0), "s40+": (40.0, np.inf)}
 """Sintel's ranges of the true flow's length, in pixels."""
 FL_PIXELS, FL_SHARE = 3.0, 0.05
@@ -70,23 +72,28 @@ class Task:
         """The known pixels, or, for summed losses, the images that have some."""
         known = self._known(batch)
         if self.sum_pixels:
-            return {"epe": known.flatten(1).any(1).float().sum()}
-        return {"epe": known.float().sum()}
+            total = known.flatten(1).any(1).float().sum()
+        else:
+            total = known.float().sum()
+        return {"epe": total, "matching": total}
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """End-point errors of every prediction, in pixels / 20.
+        """End-point errors of every prediction, in pixels / 20; and the cross-entropy of the
+        network's matching, where it has one.
 
         The truth is brought to a prediction's scale by averaging the known pixels of each cell, and
         the cell counts by their share. A network with several predictions (a tuple, / 20) states
-        the pixels per cell of each as ``scales``; one tensor is flow in pixels, of the images'
-        size.
+        the pixels per cell of each as ``scales``; what comes after those are log-shares as
+        :func:`vidi.ops.flow.matching_loss` takes, at ``matching_scale``. One tensor is flow in
+        pixels, of the images' size.
         """
         outputs = model(batch.inputs["image"], batch.inputs["image2"])
         network: Any = getattr(model, "module", model)
         if isinstance(outputs, tuple):
-            heads, scales = outputs, tuple(network.scales)
+            scales = tuple(network.scales)
+            heads, matchings = outputs[: len(scales)], outputs[len(scales) :]
         else:
-            heads, scales = (outputs / SCALE,), (1,)
+            heads, scales, matchings = (outputs / SCALE,), (1,), ()
         known = self._known(batch)
         truth = batch.targets["flow"].permute(0, 3, 1, 2) / SCALE
         total = torch.zeros((), device=truth.device)
@@ -97,7 +104,15 @@ class Task:
             error = masked(self._per_cell(head.float(), target), share > 0)
             summed = (share * error).sum() * scale**2
             total = total + summed * (weight if self.sum_pixels else weight / sum(per_pixel))
-        return {"epe": total}
+        out = {"epe": total}
+        for log_shares in matchings:
+            cell = network.matching_scale
+            size = (log_shares.shape[2], log_shares.shape[3])
+            target, share = flows.coarser(truth, known, cell, size)
+            error = flows.matching_loss(log_shares.float(), target * (SCALE / cell))
+            summed = (share * masked(error, share > 0)).sum() * cell**2
+            out["matching"] = MATCHING * summed * (sum(per_pixel) if self.sum_pixels else 1)
+        return out
 
     def predict(self, model: nn.Module, batch: Batch, *, flip: bool = False) -> list[Prediction]:
         """``flip``: the average of what is found in the pair and in its mirror image. Pairs of one
