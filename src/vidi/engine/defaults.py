@@ -42,7 +42,7 @@ NATIVE = 720
 """Up to this median shorter side, images with labels per pixel stay at their own size; larger ones
 are shrunk to :data:`SHRUNK`, at which most objects can still be told."""
 SHRUNK = 512
-DENSE_MINUTES = {"segmentation": 13.0, "boundaries": 10.0, "flow": 18.0}
+DENSE_MINUTES = {"segmentation": 13.0, "boundaries": 10.0, "flow": 20.0}
 """On a CPU, with labels per pixel. Scoring BSDS500 afterwards takes as long again; what moves is
 learned later than what is there."""
 FLOW_CROP = 64
@@ -237,7 +237,8 @@ def for_model(
             plain = recipe.task == "flow" and not normed
             lr = 1e-4 if tuned or plain else 1e-3
         elif name == "muon":
-            lr = 0.003 if tuned else 0.04 if dense else 0.03
+            usual_lr = 0.02 if recipe.task == "flow" else 0.04 if dense else 0.03
+            lr = 0.003 if tuned else usual_lr
         else:
             # Without normalisation layers a plain net diverges at the rate a normed one needs.
             base = 0.02 if tuned or not normed else (0.4 if small else 0.2)

@@ -38,7 +38,7 @@ TRUTH = {
 SIDE = {"flow": 256}
 """Pixels of a scene's sides where nothing is said; 128 for other tasks."""
 COUNTS = {"train": 10000, "val": 200, "test": 200}
-TRAIN = {"segmentation": 20000, "flow": 4000}
+TRAIN = {"segmentation": 15000, "flow": 4000}
 """Where that number is better: a run of minutes sees each of 10,000 masks a dozen times, and a pair
 of frames takes ten times as long to draw."""
 APART = 10**9
