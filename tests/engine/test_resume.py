@@ -21,6 +21,7 @@ from torch import nn
 import vidi
 from vidi.engine import checkpoint
 from vidi.engine.run import read_metrics
+from vidi.models.small_flownets import flownet_small
 
 STEPS_PER_EPOCH = 7
 EPOCHS = 3
@@ -49,23 +50,17 @@ def dense(num_classes: int) -> nn.Module:
     )
 
 
-class Motion(nn.Module):
-    """The same of both frames of a pair: flow in pixels."""
-
-    task = "flow"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = dense(2)
-        self.layers[0] = nn.Conv2d(6, 8, 3, padding=1, bias=False)
-
-    def forward(self, image: torch.Tensor, image2: torch.Tensor) -> torch.Tensor:
-        flow: torch.Tensor = self.layers(torch.cat((image, image2), 1))
-        return flow
-
-
 def motion(num_classes: int) -> nn.Module:
-    return Motion()
+    return flownet_small(
+        stem=4,
+        widths=(8, 8, 8),
+        depths=(1, 1, 1),
+        matching=8,
+        reach=2,
+        near=1,
+        mending8=(8, 8, 8, 8),
+        mending4=(8, 8),
+    )
 
 
 class Data:
@@ -160,7 +155,7 @@ def train(
         epochs=EPOCHS,
         batch_size=8,
         precision="fp32",
-        regularisation={"ema": 0.9, "label_smoothing": 0.1},
+        regularisation={"ema": 0.9, "label_smoothing": 0.0 if task == "flow" else 0.1},
         optimiser={"accumulate": 2, "name": "sgd"},
         length={"save_every_steps": 3},
         logging={"pictures": False, "every": 1},

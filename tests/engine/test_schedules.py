@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 
-from vidi.engine.schedules import halved, halves, rate, work
+from vidi.engine.schedules import halves, rate, work
 from vidi.recipe import Schedule
 
 
@@ -46,18 +46,20 @@ def test_an_unknown_length_rises_and_stays() -> None:
     assert [rate(schedule, s, None, 4) for s in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
 
 
-def test_the_first_steps_are_on_halves() -> None:
+def test_work_on_halves() -> None:
     """Four steps of a quarter, then one whole: half of the work each."""
-    assert [halved(0.5, step, 5) for step in range(5)] == [True] * 4 + [False]
-    assert [work(0.5, step, 5) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 2]
+    assert halves(0.5, 5) == 4
+    assert [work(step, 4) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 2]
     for share in (0.1, 0.4, 0.9, 1.0):
         small = halves(share, 10_000)
-        assert work(share, small, 10_000) / work(share, 10_000, 10_000) == pytest.approx(
-            share, abs=1e-3
-        )
-    # Without a share, work is steps.
-    assert not any(halved(0.0, step, 10) for step in range(10))
-    assert [work(0.0, step, 10) for step in range(11)] == list(range(11))
-    # A length that is still being measured needs the time of both kinds.
-    assert [halved(0.4, step, None) for step in range(4)] == [True, False, True, False]
-    assert not any(halved(0.0, step, None) for step in range(4))
+        assert work(small, small) / work(10_000, small) == pytest.approx(share, abs=1e-3)
+    assert halves(0.0, 10) == 0
+    assert [work(step, 0) for step in range(11)] == list(range(11))
+
+
+def test_quarters_of_a_step_rise_no_higher() -> None:
+    schedule = Schedule(name="one-cycle")
+    for warmup in (1, 2, 4, 25):
+        found = [rate(schedule, step / 4, 100, warmup) for step in range(400)]
+        assert max(found) == 1.0
+        assert all(value > 0 for value in found)

@@ -182,6 +182,10 @@ def test_the_first_steps_see_images_of_half_the_size(tmp_path: Path) -> None:
     model = Sizes(11)
     vidi.train(data, run=tmp_path / "run", model=model, epochs=2, **settings)
     assert model.seen == [17] * 6 + [33] * 2
+    # A longer run does not go back to them.
+    model.seen.clear()
+    vidi.train(data, run=tmp_path / "run", model=model, epochs=4, resume=True, **settings)
+    assert model.seen == [33] * 8
     # Both kinds are timed before a length in minutes becomes steps.
     model = Sizes(11)
     vidi.train(data, run=tmp_path / "timed", model=model, length={"minutes": 0.01}, **settings)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidi.errors import InputError
+from vidi.errors import InputError, RunError
 from vidi.models import flownets
 from vidi.tasks.flow import PARTS, WEIGHTS, FlowMeter, Prediction, Task
 from vidi.types import Array, Batch, Sample
@@ -149,6 +149,23 @@ def test_a_matching_is_trained_beside_the_flow() -> None:
     found = float(task.losses(network, made)["matching"].detach())
     right = F.cross_entropy(scores[:, :, :, :2], torch.full((1, 2, 2), 5))
     assert found / float(task.weights(made)["matching"]) == pytest.approx(0.3 * right.item())
+
+
+def test_outputs_without_scales_get_a_sentence() -> None:
+    flow = torch.zeros(1, 8, 8, 2)
+    two = [torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 1, 1)]
+    for network in (Fixed(*two), Fixed(*two, scales=(4,))):
+        with pytest.raises(InputError, match="gives 2 outputs in training"):
+            Task().losses(network, batch(flow))
+
+
+def test_flow_that_is_not_a_number_stops_the_run() -> None:
+    sample = Sample(
+        key="pair 7", image=np.zeros((2, 3, 3), np.uint8), flow=np.zeros((2, 3, 2), np.float32)
+    )
+    broken = Prediction(np.full((2, 3, 2), np.nan, np.float32))
+    with pytest.raises(RunError, match="flow of pair 7 is not a number"):
+        Task().meter().update([broken], [sample])
 
 
 def test_what_lies_beyond_the_image_counts_for_nothing() -> None:

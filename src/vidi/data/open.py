@@ -469,8 +469,8 @@ def _carved(dataset: Dataset, fraction: float, seed: int) -> Dataset:
 
 
 def _all_images(dataset: Dataset) -> list[FileImages]:
-    images = dataset.images
-    parts = images.parts if isinstance(images, JoinedImages) else [images]
+    frames = [dataset.images] if dataset.images2 is None else [dataset.images, dataset.images2]
+    parts = [p for one in frames for p in (one.parts if isinstance(one, JoinedImages) else [one])]
     return [part for part in parts if isinstance(part, FileImages)]
 
 

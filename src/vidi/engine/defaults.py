@@ -47,7 +47,7 @@ DENSE_MINUTES = {"segmentation": 13.0, "boundaries": 10.0, "flow": 20.0}
 learned later than what is there."""
 FLOW_CROP = 64
 """Flow's crops have a multiple of this many pixels a side, to which its networks shrink them."""
-HALF = 0.4
+ON_HALVES = 0.4
 """Where minutes count, that share of segmentation's training, from its start, is on images of half
 the size. Howard et al. 2018 (DAWNBench) grew images so for classification."""
 HALVED = 96
@@ -274,9 +274,7 @@ def for_model(
     half = schedule.half
     if half == "auto":
         learns = recipe.task == "segmentation" and not tuned and device.type == "cpu"
-        half = HALF if learns and recipe.image_size >= HALVED else 0.0
-    if half:
-        notes.append(f"size: half of it for the first {half:.0%} of the work (--schedule.half)")
+        half = ON_HALVES if learns and recipe.image_size >= HALVED else 0.0
     regularisation = recipe.regularisation
     smoothing = regularisation.label_smoothing
     if smoothing == "auto":

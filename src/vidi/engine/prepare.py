@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from vidi import models, tasks
-from vidi.data import audit, cache, check, splits
+from vidi.data import audit, augment, cache, check, splits
 from vidi.data.dataset import Dataset, FramePairs
 from vidi.data.loader import Loader
 from vidi.data.open import KIND
@@ -154,6 +154,7 @@ def prepare(
         normalisation = weights_look.normalisation if weights_look else look.normalisation
     else:
         normalisation = saved.normalisation
+        recipe = _completed(recipe)
     assert recipe.image_size != "auto" and recipe.batch_size != "auto"
     assert recipe.data.threads != "auto"
     batch = min(recipe.batch_size, len(train_ids))
@@ -182,8 +183,12 @@ def prepare(
         share = val * seen / (3 * len(train_ids))  # a forward pass is a third of a step's work
         if dataset.task == "boundaries":
             share *= SCORING
+        asked = recipe.schedule.half
         recipe, said = defaults.for_model(recipe, model, macs, len(train_ids), where, share)
         notes += said
+        if recipe.schedule.half:
+            recipe, said = _on_halves(recipe, model, len(classes), asked == "auto")
+            notes += said
     if recipe.freeze:
         freeze(model, recipe.freeze)
     frozen = frozen_modules(model)
@@ -295,6 +300,37 @@ def prepare(
         work=macs * train.batch_size / distributed.world(),
         notes=notes,
     )
+
+
+def _completed(recipe: Recipe) -> Recipe:
+    """A saved recipe as it was meant when it was saved: settings that have come since are off."""
+    half = 0.0 if recipe.schedule.half == "auto" else recipe.schedule.half
+    return dataclasses.replace(
+        recipe,
+        augmentation=augment.resolve(recipe.augmentation),
+        schedule=dataclasses.replace(recipe.schedule, half=half),
+    )
+
+
+def _on_halves(
+    recipe: Recipe, model: nn.Module, classes: int, by_default: bool
+) -> tuple[Recipe, list[str]]:
+    """The recipe, without images of half the size where these are only the default and the network
+    cannot take them.
+
+    Raises :class:`InputError` for such a network if they were asked for.
+    """
+    assert recipe.image_size != "auto" and recipe.schedule.half != "auto"
+    size = (recipe.image_size + 1) // 2
+    try:
+        models.check(model, recipe.model, classes, size, recipe.task)
+    except InputError:
+        if not by_default:
+            raise
+        schedule = dataclasses.replace(recipe.schedule, half=0.0)
+        return dataclasses.replace(recipe, schedule=schedule), []
+    share = f"the first {recipe.schedule.half:.0%} of the work"
+    return recipe, [f"size: {size} px for {share} (--schedule.half)"]
 
 
 def make_task(
@@ -410,6 +446,13 @@ def _refuse_for_dense(recipe: Recipe, task: str) -> None:
         )
     if any(value not in ("auto", 0) for value in (a.mixup, a.cutmix)):
         raise InputError("Mixup and CutMix mix labels of whole images; there are labels per pixel.")
+    if task == "flow" and a.erasing not in ("auto", 0):
+        raise InputError(
+            "--augmentation.erasing would hide what moves and leave its motion as the truth. Leave "
+            "it out for flow."
+        )
+    if task == "flow" and recipe.regularisation.label_smoothing not in ("auto", 0):
+        raise InputError("--regularisation.label-smoothing is for classes; flow has none.")
 
 
 def _evaluated_pixels(recipe: Recipe, look: Survey) -> float:

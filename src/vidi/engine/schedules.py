@@ -6,8 +6,8 @@ import math
 
 from vidi.recipe import Schedule
 
-HALF = 0.25
-"""What a step on images of half the size is of one on whole images."""
+COST = 0.25
+"""What a step on images of half the size takes of one on whole images."""
 
 
 def rate(schedule: Schedule, step: float, total: float | None, warmup: float) -> float:
@@ -19,7 +19,7 @@ def rate(schedule: Schedule, step: float, total: float | None, warmup: float) ->
     2018); cosine falls as half a cosine (Loshchilov and Hutter 2017).
     """
     if step < warmup:
-        return (step + 1) / warmup
+        return min(1.0, (step + 1) / warmup)
     if total is None or schedule.name == "constant":
         return 1.0
     done = min(1.0, (step - warmup) / max(1, total - warmup))
@@ -30,21 +30,12 @@ def rate(schedule: Schedule, step: float, total: float | None, warmup: float) ->
 
 
 def halves(share: float, total: int) -> int:
-    """How many steps, from the first, are on images of half the size, so that their work, a quarter
-    of the others' each, is that share of all."""
-    return round(total * share / (HALF + (1 - HALF) * share))
+    """How many steps, from the first, are on images of half the size, so that their work is that
+    share of all."""
+    return round(total * share / (COST + (1 - COST) * share))
 
 
-def halved(share: float, step: int, total: int | None) -> bool:
-    """Whether that step is one of them. While the length is being measured every other one is, so
-    that both kinds are timed."""
-    if total is None:
-        return share > 0 and step % 2 == 0
-    return step < halves(share, total)
-
-
-def work(share: float, step: int, total: int | None) -> float:
+def work(step: int, halves: int) -> float:
     """The work of the first ``step`` steps, in steps on whole images. The rate goes by it: what is
     learned on halves has to be learned anew on whole images, for which the rate must be high."""
-    small = step if total is None else min(step, halves(share, total))
-    return step - small * (1 - HALF) if share else step
+    return step - (1 - COST) * min(step, halves)

@@ -78,6 +78,9 @@ class Position:
     loss_count: int = 0
     minutes: float | None = None
     """The length for which ``total`` was measured, if it was."""
+    halves: int | None = None
+    """Steps on images of half the size, the first; None while a length is being measured. A run
+    that is made longer does not go back to them."""
 
 
 @dataclass
@@ -160,6 +163,8 @@ def fit(
     evaluate_every = max(1, round(_number(recipe.length.evaluate_every) * per_epoch))
     patience = recipe.length.patience
     share = _number(recipe.schedule.half)
+    halved: Any = getattr(task, "halved", None)  # only some tasks can; others have no share
+    assert halved is not None or not share
 
     compiled: nn.Module = torch.compile(model) if recipe.compile else model  # type: ignore[assignment]
     network = distributed.wrap(compiled, compute.device)
@@ -183,6 +188,7 @@ def fit(
         at.minutes = None
     if before is not None and (at.total is None or at.total > before):
         at.stale = 0  # a longer run gets its patience anew
+    _set_halves(at, share)
     record = _recorder(run, recipe, at.step)
     clock = Clock()
     interrupted = None
@@ -211,21 +217,18 @@ def fit(
                         to_device(p, compute.device, compute.normalisation, compute.channels_last)
                         for p in split(batch, recipe.optimiser.accumulate)
                     ]
-                    half = schedules.halved(share, at.step, at.total)
+                    # While a length is being measured, both kinds of steps are timed in turn.
+                    if at.halves is None:
+                        half = share > 0 and at.step % 2 == 0
+                    else:
+                        half = at.step < at.halves
                     if half:
-                        parts = [halved(task, part) for part in parts]
+                        parts = [halved(part) for part in parts]
                     weights, stop = _total_weights(task, parts, signals.received)
                     if stop:
                         interrupted = signals.received or stop
                         break
-                    rising: float = warmup
-                    done = schedules.work(share, at.step, at.total)
-                    length = at.total and schedules.work(share, at.total, at.total)
-                    if at.minutes is not None and length is not None:
-                        rising = min(warmup, max(MEASURED[1], length // 5))
-                    optimisers.set_rate(
-                        optimiser, schedules.rate(recipe.schedule, done, length, rising)
-                    )
+                    optimisers.set_rate(optimiser, _rate(recipe, at, warmup))
                     # What the network itself draws (dropout) hangs on nothing but these three.
                     torch.manual_seed(_seed(recipe.seed, at.step, distributed.rank()))
                     loss = _backward(network, task, parts, weights, compute, scaler)
@@ -264,6 +267,7 @@ def fit(
                         began = time.perf_counter()
                         if at.total is not None:
                             at.minutes = recipe.length.minutes
+                            _set_halves(at, share)
                             save()
                             progress.measured(at.total)
                             progress.note(
@@ -313,7 +317,7 @@ def fit(
                             headline=task.headline,
                             best=better,
                             images_per_second=clock.images_per_second,
-                            seconds_left=_seconds_left(clock, at, share),
+                            seconds_left=_seconds_left(clock, at),
                         )
                         at.loss_sum, at.loss_count = 0.0, 0
                         save()
@@ -337,11 +341,20 @@ def fit(
     return Outcome(at, clock.images_per_second, interrupted)
 
 
-def halved(task: Task, batch: Batch) -> Batch:
-    """The batch on half as many pixels a side. :func:`vidi.engine.prepare` asks for it only where
-    the task can."""
-    smaller: Batch = task.halved(batch)  # type: ignore[attr-defined]
-    return smaller
+def _set_halves(at: Position, share: float) -> None:
+    if at.total is not None and (at.halves is None or at.step < at.halves):
+        at.halves = schedules.halves(share, at.total)
+
+
+def _rate(recipe: Recipe, at: Position, warmup: int) -> float:
+    """The step's learning rate, relative to the highest. It goes by work."""
+    if at.total is None or at.halves is None:
+        return schedules.rate(recipe.schedule, at.step, None, warmup)
+    length = schedules.work(at.total, at.halves)
+    rising: float = warmup
+    if at.minutes is not None:
+        rising = min(warmup, max(MEASURED[1], length // 5))
+    return schedules.rate(recipe.schedule, schedules.work(at.step, at.halves), length, rising)
 
 
 def length_in_steps(recipe: Recipe, per_epoch: int) -> int | None:
@@ -596,11 +609,11 @@ def _measured_length(
     return int(distributed.from_writer(steps))
 
 
-def _seconds_left(clock: Clock, at: Position, share: float) -> float | None:
-    if at.total is None or not clock.seconds:
+def _seconds_left(clock: Clock, at: Position) -> float | None:
+    if at.total is None or at.halves is None or not clock.seconds:
         return None
     left = at.total - at.step
-    small = max(0, min(left, schedules.halves(share, at.total) - at.step))
+    small = max(0, min(left, at.halves - at.step))
     on_wholes, on_halves = clock.per_step()
     # Evaluations take as large a part of the time as they did so far.
     besides = (time.perf_counter() - clock.started) / clock.seconds

@@ -60,7 +60,7 @@ def flownets_short() -> Recipe:
     end with small steps. It is to reach 40 % of the zero flow's EPE on pairs that it was not
     trained on; not measured yet.
 
-        vidi train scenes:flow,n=20000 --recipe flownets_short
+        vidi train scenes:flow,size=384x512,n=20000 --recipe flownets_short
     """
     return dataclasses.replace(
         _FLOWNET,

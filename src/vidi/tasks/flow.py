@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vidi.errors import InputError
+from vidi.errors import InputError, RunError
 from vidi.models.flownets import SCALE
 from vidi.ops import flow as flows
 from vidi.ops import views
@@ -48,7 +48,8 @@ class Task:
     """``sum_pixels``: errors are summed over an image's cells and averaged over images, as in the
     paper; else they are averaged over all known pixels, and over scales by the same weights.
     ``loss``: the user's own, called for each scale with the network's and the true flow, both in
-    pixels / 20, [B, 2, h, w]; it gives one value per cell [B, h, w], or their mean."""
+    pixels / 20, [B, 2, h, w]; it gives one value per cell [B, h, w], or their mean. A network's
+    matching is not trained beside it."""
 
     classes: tuple[str, ...] = ()
     sum_pixels: bool = False
@@ -79,21 +80,27 @@ class Task:
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """End-point errors of every prediction, in pixels / 20; and the cross-entropy of the
-        network's matching, where it has one.
+        network's matching, where it has one and the loss is ours.
 
         The truth is brought to a prediction's scale by averaging the known pixels of each cell, and
         the cell counts by their share. A network with several predictions (a tuple, / 20) states
-        the pixels per cell of each as ``scales``; what comes after those are log-shares as
-        :func:`vidi.ops.flow.matching_loss` takes, at ``matching_scale``. One tensor is flow in
-        pixels, of the images' size.
+        the pixels per cell of each as ``scales``; with a ``matching_scale`` it has one output
+        more, log-shares as :func:`vidi.ops.flow.matching_loss` takes. One tensor is flow in pixels,
+        of the images' size. Raises :class:`InputError` where outputs and scales differ in number.
         """
         outputs = model(batch.inputs["image"], batch.inputs["image2"])
         network: Any = getattr(model, "module", model)
         if isinstance(outputs, tuple):
-            scales = tuple(network.scales)
-            heads, matchings = outputs[: len(scales)], outputs[len(scales) :]
+            scales = tuple(getattr(network, "scales", ()))
+            heads, matching = outputs[: len(scales)], outputs[len(scales) :]
+            if not scales or len(matching) != hasattr(network, "matching_scale"):
+                raise InputError(
+                    f"The network {type(network).__name__} gives {len(outputs)} outputs in "
+                    f"training, and says scales of {len(scales)}. Let its class say as `scales` "
+                    "how many pixels a cell of each has."
+                )
         else:
-            heads, scales, matchings = (outputs / SCALE,), (1,), ()
+            heads, scales, matching = (outputs / SCALE,), (1,), ()
         known = self._known(batch)
         truth = batch.targets["flow"].permute(0, 3, 1, 2) / SCALE
         total = torch.zeros((), device=truth.device)
@@ -105,7 +112,8 @@ class Task:
             summed = (share * error).sum() * scale**2
             total = total + summed * (weight if self.sum_pixels else weight / sum(per_pixel))
         out = {"epe": total}
-        for log_shares in matchings:
+        if matching and self.loss is None:
+            (log_shares,) = matching
             cell = network.matching_scale
             size = (log_shares.shape[2], log_shares.shape[3])
             target, share = flows.coarser(truth, known, cell, size)
@@ -172,6 +180,12 @@ class FlowMeter:
             assert sample.flow is not None
             assert sample.flow.shape == prediction.flow.shape
             known = _known(sample)
+            if not np.isfinite(prediction.flow).all():
+                raise RunError(
+                    f"The network's flow of {sample.key} is not a number everywhere. A lower "
+                    "learning rate keeps it finite; fp32 (--precision fp32) does if it was trained "
+                    "in fp16."
+                )
             truth = sample.flow[known].astype(np.float64)
             off = np.hypot(*(prediction.flow[known] - truth).T)
             speed = np.hypot(*truth.T)
