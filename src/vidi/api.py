@@ -659,6 +659,8 @@ def _draw_masks(directory: RunDirectory, made: Prepared, split: str) -> None:
             masks.append(prediction.mask)
             keys.append(sample.key)
             images.append(cv2.resize(sample.image, prediction.mask.shape[::-1]))
+    if not images:
+        return
     classes = made.description.classes
     colours = overlay.palette(len(classes), some.dataset.palette)
     path = directory.path / "predictions.png"
@@ -684,6 +686,8 @@ def _draw_boundaries(
             maps.append(prediction.soft)
             keys.append(sample.key)
             images.append(cv2.resize(sample.image, prediction.soft.shape[::-1]))
+    if not images:
+        return
     boundary_pictures.sheet(images, truths, maps, directory.path / "predictions.png", titles=keys)
 
 
@@ -696,6 +700,8 @@ def _draw_flow(directory: RunDirectory, made: Prepared, split: str) -> None:
         for sample, prediction in zip(batch.samples, found, strict=True):
             rows.append((sample, prediction.flow))
             keys.append(sample.key)
+    if not rows:
+        return
     flow_pictures.sheet(rows, directory.path / "predictions.png", titles=keys)
 
 

@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from PIL import Image
 from scipy.ndimage import map_coordinates
 
 import vidi
+from vidi.cli import flow_frames
 from vidi.data.dataset import Dataset
 from vidi.data.flowfiles import read_flo, read_kitti, write_flo
 from vidi.data.formats import flow_folders, flying_chairs
@@ -211,6 +212,15 @@ def twice(folder: Path) -> None:
     shutil.copy(folder / "shot_8.png", folder / "shot_8.bmp")
 
 
+def apart(folder: Path) -> None:
+    one_frame(folder)
+    shutil.copy(folder / "shot_8.png", folder / "cover.png")
+
+
+def padded(folder: Path) -> None:
+    shutil.copy(folder / "shot_8.png", folder / "shot_08.png")
+
+
 def image(folder: Path) -> None:
     shutil.rmtree(folder)
     save(texture(0), folder.with_suffix(".png")).rename(folder.parent / "x.png")
@@ -223,6 +233,8 @@ def image(folder: Path) -> None:
         (one_frame, "holds 1 frame; flow needs a frame and the next one"),
         (none, "holds no frames; flow needs"),
         (twice, "two frames called shot_8"),
+        (apart, "holds 2 frames, no two of one numbered sequence; flow needs"),
+        (padded, "the frames shot_08 and shot_8 have the same number"),
         (image, "has one frame, and flow needs two"),
     ],
 )
@@ -246,6 +258,44 @@ def test_a_gap_and_frames_of_other_sizes(ask: Ask, run: Path, frames: Path, tmp_
     assert "shot_9.png is 70 × 50 pixels, and the frame after it 70 × 20" in said
     assert "2 could not be read; 1 pairs were predicted" in said
     assert len(out.splitlines()) == 1
+
+
+def test_a_folder_that_may_not_be_read(
+    ask: Ask, run: Path, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error is a sentence, and the other folder's pairs are predicted."""
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    own = Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:
+        if folder == locked:
+            raise PermissionError(13, "Permission denied")
+        return own(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    code, out, err = ask("predict", run, locked, frames, "--out", tmp_path / "out")
+    assert code == 1
+    assert f"{locked} may not be read by this user" in " ".join(err.split())
+    assert len(out.splitlines()) == 3
+
+
+def test_large_pairs_go_alone(
+    run: Path, frames: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = vidi.load(run)
+    sizes: list[int] = []
+    own = model.predict
+
+    def predict(pairs: list[Any], **views: Any) -> list[Any]:
+        sizes.append(len(pairs))
+        return own(pairs, **views)
+
+    monkeypatch.setattr(model, "predict", predict)
+    assert flow_frames.predict(model, [str(frames)], None, str(tmp_path / "few")) == 0
+    monkeypatch.setattr(flow_frames, "ALONE", 50 * 70 - 1)
+    assert flow_frames.predict(model, [str(frames)], None, str(tmp_path / "large")) == 0
+    assert sizes == [3, 1, 1, 1]
 
 
 def test_nothing_is_overwritten(ask: Ask, run: Path, frames: Path, tmp_path: Path) -> None:

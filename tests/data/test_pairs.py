@@ -242,10 +242,49 @@ def _firsts(dataset: Any) -> list[str]:
 
 
 def test_successors_go_by_sequence_and_see_gaps() -> None:
-    after = flow_layout.successors
+    def after(stems: list[str]) -> dict[str, str]:
+        return flow_layout.successors("frames", stems).after
+
     assert after(["9", "10", "8"]) == {"8": "9", "9": "10"}
     assert after(["f0", "f2", "f4", "f8"]) == {"f0": "f2", "f2": "f4"}
     kitti = ["000000_10", "000000_11", "000001_10", "000001_11"]
     assert after(kitti) == {"000000_10": "000000_11", "000001_10": "000001_11"}
     assert after(["left", "right"]) == {"left": "right"}
     assert after(["a1"]) == {}
+    assert after(["a1", "b2"]) == {}, "of two sequences"
+    assert after([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("stems", "expected", "missing"),
+    [
+        # What has no number is no frame beside those that have one, and hides no gap.
+        (["f1", "f2", "f4", "cover"], {"f1": "f2"}, ["f2"]),
+        (["f", "f1", "f2", "g"], {"f1": "f2"}, []),
+        # Each sequence has its own step.
+        (
+            ["a1", "a2", "a3", "b10", "b20", "b30"],
+            {"a1": "a2", "a2": "a3", "b10": "b20", "b20": "b30"},
+            [],
+        ),
+        (["a1", "a2", "a5", "b0", "b10", "b30", "b40"],
+         {"a1": "a2", "b0": "b10", "b30": "b40"}, ["a2", "b10"]),
+        (["x7", "x9", "y1"], {"x7": "x9"}, []),
+        # A frame of another sequence between two of one.
+        (["a1", "a1_left", "a3", "a4"], {"a3": "a4"}, ["a1"]),
+        (["000000_10", "000000_11", "000002_10", "000002_11", "000003_10"],
+         {"000000_10": "000000_11", "000002_10": "000002_11"}, []),
+        (["8", "9", "10", "12"], {"8": "9", "9": "10"}, ["10"]),
+    ],
+)  # fmt: skip
+def test_gaps_are_told_by_sequence(
+    stems: list[str], expected: dict[str, str], missing: list[str]
+) -> None:
+    found = flow_layout.successors("frames", stems[::-1])
+    assert found.after == expected
+    assert found.gaps == missing
+
+
+def test_two_frames_of_one_number_are_told() -> None:
+    with pytest.raises(InputError, match="shots: the frames img01 and img1 have the same number"):
+        flow_layout.successors("shots", ["img1", "img01", "img2"])

@@ -206,3 +206,35 @@ class TestMatching:
         flow, sure = small_flownets._likeliest(shares, 3.0)
         assert flow.flatten().tolist() == pytest.approx([3 * (1 * 2 + 2 * 1) / 3, 0])
         assert sure.item() == pytest.approx(0.4)
+
+    @pytest.mark.parametrize("best", [0, 4, 12, 14, 22, 24])
+    def test_no_neighbour_lies_beyond_the_window(self, best: int) -> None:
+        """At the window's edge the mean is that of those neighbours that there are."""
+        torch.manual_seed(0)
+        shares = torch.rand(1, 25, 1, 1) * 0.1
+        shares[0, best] = 0.5
+        flow, _ = small_flownets._likeliest(shares, 2.0)
+        weights, sums = 0.0, [0.0, 0.0]
+        for k, share in enumerate(shares.flatten().tolist()):
+            if abs(k % 5 - best % 5) <= 1 and abs(k // 5 - best // 5) <= 1:
+                weights += share
+                sums[0] += share * 2 * (k % 5 - 2)
+                sums[1] += share * 2 * (k // 5 - 2)
+        assert flow.flatten().tolist() == pytest.approx([s / weights for s in sums], abs=1e-6)
+
+    def test_the_mean_is_as_exact_under_autocast(self) -> None:
+        torch.manual_seed(0)
+        shares = torch.randn(2, 81, 5, 6).softmax(1)
+        expected, _ = small_flownets._likeliest(shares, 0.4)
+        with torch.autocast("cpu", torch.bfloat16):
+            flow, sure = small_flownets._likeliest(shares, 0.4)
+        assert flow.dtype == sure.dtype == torch.float32
+        assert torch.equal(flow, expected)
+
+
+def test_more_layers_than_dilations_are_all_made() -> None:
+    layers = small_flownets._layers(5, (7, 6, 4), (1, 2))
+    convolutions = [m for m in layers.modules() if isinstance(m, nn.Conv2d)]
+    assert [c.out_channels for c in convolutions] == [7, 6, 4]
+    assert [c.dilation[0] for c in convolutions] == [1, 2, 1]
+    assert layers(torch.randn(2, 5, 8, 9)).shape == (2, 4, 8, 9)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from vidi.ops import correlation as correlations
 from vidi.ops.correlation import correlation
 from vidi.types import Array
 
@@ -110,16 +116,82 @@ def test_bf16_is_summed_in_fp32() -> None:
     torch.testing.assert_close(found, shifted(*maps.float(), 2, 1), atol=1e-6, rtol=1e-5)
 
 
-def test_little_is_held_beside_inputs_and_output() -> None:
-    """What autograd keeps for the backward pass, by what it is told to keep."""
-    kept: list[int] = []
+@pytest.mark.parametrize(
+    ("shape", "displacement", "stride"),
+    [
+        ((1, 3, 40, 150), 2, 1),  # in three blocks of columns, and of rows
+        ((1, 3, 130, 9), 2, 1),
+        ((2, 2, 11, 140), 8, 2),
+        ((1, 2, 5, 66), 4, 1),  # the last block is shorter than the reach
+    ],
+)
+def test_blocks_are_joined_without_a_seam(
+    shape: tuple[int, ...], displacement: int, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(correlations, "PRODUCTS", 1 << 14)
+    torch.manual_seed(0)
+    maps = torch.randn(2, *shape, dtype=torch.float64)
+    results = []
+    for function in (correlation_of, shifted):
+        first, second = (x.clone().requires_grad_() for x in maps)
+        out = function(first, second, displacement, stride)
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        results.append([out, first.grad, second.grad])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor.untyped_storage().nbytes())
-        return tensor
 
-    maps = [torch.randn(2, 32, 24, 32, requires_grad=True) for _ in range(2)]
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+def correlation_of(first: Tensor, second: Tensor, displacement: int, stride: int) -> Tensor:
+    return correlation(first, second, displacement=displacement, stride=stride)
+
+
+class Memory(TorchDispatchMode):
+    """Bytes of what operations make: ``sizes`` of each, ``peak`` of all that is there at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        self.peak = 0
+        self.live: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {StorageWeakRef(x.untyped_storage()).cdata for x in tensors((args, kwargs))}
+        out = func(*args, **(kwargs or {}))
+        self.live = {k: v for k, v in self.live.items() if not v[0].expired()}
+        for made in tensors(out):
+            storage = made.untyped_storage()
+            reference = StorageWeakRef(storage)
+            if reference.cdata not in given and reference.cdata not in self.live:
+                self.sizes.append(storage.nbytes())
+                self.live[reference.cdata] = reference, storage.nbytes()
+        self.peak = max(self.peak, sum(size for _, size in self.live.values()))
+        return out
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def test_on_wide_maps_no_temporary_is_large() -> None:
+    """All products at once would be 17 · 24 · 400 · 400 numbers, 261 MB."""
+    maps = [torch.randn(1, 8, 24, 400, requires_grad=True) for _ in range(2)]
+    with Memory() as memory:
+        out = correlation(*maps, displacement=8, stride=1)
+        out.backward(torch.ones_like(out))
+    large = sorted(size for size in memory.sizes if size > maps[0].nbytes)
+    assert large[-2:] == [out.nbytes] * 2, "the output and its gradient"
+    assert len(large) > 2, "what holds the products is seen"
+    assert large[-3] <= 4 * correlations.PRODUCTS < 10e6
+
+
+def test_little_is_there_beside_inputs_output_and_gradients() -> None:
+    """Of 512 × 384 images, as the paper trains."""
+    maps = [torch.randn(4, 256, 48, 64, requires_grad=True) for _ in range(2)]
+    inputs = sum(x.nbytes for x in maps)
+    with Memory() as memory:
         out = correlation(*maps)
-    assert sum(kept) <= sum(x.untyped_storage().nbytes() for x in maps)
-    assert out.untyped_storage().nbytes() == out.numel() * 4
+        assert memory.peak <= out.nbytes + 0.3 * inputs
+        out.backward(torch.ones_like(out))
+    assert out.shape == (4, 441, 48, 64)
+    needed = 2 * (inputs + out.nbytes)
+    assert needed <= inputs + memory.peak <= 1.1 * needed

@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from vidi import api
 from vidi.report import pictures
 
 Pixels = np.ndarray[Any, np.dtype[np.float64]]
@@ -122,3 +124,19 @@ def test_pyplot_is_left_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("draw", [api._draw_masks, api._draw_boundaries, api._draw_flow])
+def test_where_no_sample_could_be_read_none_is_drawn(
+    draw: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "predictions", lambda *_: iter([(SimpleNamespace(samples=[]), [])]))
+    monkeypatch.setattr(api, "_few", lambda loader: loader)
+    description = SimpleNamespace(recipe=SimpleNamespace(model="net"), data={"format": "own"})
+    made = SimpleNamespace(
+        model=None, task=None, compute=None, loaders={"val": None}, description=description
+    )
+    best = {"f": 0.0, "recall": 0.0, "precision": 0.0}
+    more = [{"curve": [], "ods_at": best}] if draw is api._draw_boundaries else []
+    draw(SimpleNamespace(path=tmp_path), made, "val", *more)
+    assert not (tmp_path / "predictions.png").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -10,10 +9,11 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidi.cli.one_by_one import predicted
 from vidi.cli.outputs import free_name, new_folder, writing_to
 from vidi.errors import InputError
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CHUNK = 4
 """Pairs that go through the network before their lines are printed."""
+ALONE = 2_000_000
+"""Pixels of a frame, above which a pair goes through it alone, for the memory that it takes."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,12 @@ def predict(
     found = _all(sources, pair)
     while some := list(islice(found, CHUNK)):
         pairs = [one for one in some if isinstance(one, FramePair)]
-        for result in _predicted(model, pairs, flip):
+        for one, result in _predicted(model, pairs, flip):
             if isinstance(result, InputError):
                 some.append(result)
                 continue
-            field, stem = result
-            _write(field, stem, folder, json_lines=json_lines)
+            field = dataclasses.replace(result, path=one.names[0], path2=one.names[1])
+            _write(field, one.stem, folder, json_lines=json_lines)
             done += 1
         for error in some:
             if isinstance(error, InputError):
@@ -85,36 +87,34 @@ def _folder(folder: Path) -> Iterator[FramePair]:
     from vidi.data.boxes import some
     from vidi.data.flow_layout import in_order, successors
     from vidi.data.formats.folders import is_image
+    from vidi.data.images import unreadable
 
+    try:
+        paths = list(folder.iterdir())
+    except OSError as error:
+        raise InputError(unreadable(str(folder), error)) from error
     frames: dict[str, Path] = {}
-    for path in folder.iterdir():
+    for path in paths:
         if is_image(path.name) and not path.name.startswith("."):
             if path.stem in frames:
                 raise InputError(f"{folder} has two frames called {path.stem}. Keep one of them.")
             frames[path.stem] = path
-    after = successors(frames)
+    after, gaps = successors(folder, frames)
     if not after:
         raise InputError(
             f"{folder} holds {len(frames) or 'no'} frame{'' if len(frames) == 1 else 's'}"
-            f"{' of different sequences' if len(frames) > 1 else ''}; flow needs a frame and the "
-            "next one."
+            f"{', no two of one numbered sequence' if len(frames) > 1 else ''}; flow needs a frame "
+            "and the next one."
         )
-    order = in_order(frames)
-    gaps = [a for a, b in pairwise(order) if a not in after and _alike(a, b)]
     if gaps:
         print(
             f"vidi: the frame after {some(gaps)} is missing in {folder}; from there no motion is "
             "told.",
             file=sys.stderr,
         )
-    for stem in order:
-        if stem in after:
-            first, second = frames[stem], frames[after[stem]]
-            yield FramePair(first, second, (str(first), str(second)), stem)
-
-
-def _alike(one: str, other: str) -> bool:
-    return one.rstrip("0123456789") == other.rstrip("0123456789")
+    for stem in in_order(after):
+        first, second = frames[stem], frames[after[stem]]
+        yield FramePair(first, second, (str(first), str(second)), stem)
 
 
 def _video(path: Path) -> Iterator[FramePair]:
@@ -159,22 +159,29 @@ def _video(path: Path) -> Iterator[FramePair]:
         )
 
 
-def _predicted(model: Model, pairs: Sequence[FramePair], flip: bool) -> Iterator[Any]:
-    """(flow field, stem) of each pair, or the InputError that says why there is none."""
-    if not pairs:
-        return
+def _predicted(
+    model: Model, pairs: Sequence[FramePair], flip: bool
+) -> Iterator[tuple[FramePair, Any]]:
+    """Each pair and its flow field, or the InputError that says why there is none."""
+
+    def predict(some: Sequence[FramePair]) -> list[Any]:
+        return model.predict([(one.first, one.second) for one in some], flip=flip)
+
+    size = 1 if any(_pixels(one.first) > ALONE for one in pairs) else CHUNK
+    for start in range(0, len(pairs), size):
+        yield from predicted(predict, pairs[start : start + size])
+
+
+def _pixels(frame: Any) -> int:
+    """0 for what cannot be read: that is told where it is predicted."""
+    from vidi.data.images import read_file_header
+
+    if not isinstance(frame, str | Path):
+        return int(frame.shape[0] * frame.shape[1])
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            found = model.predict([(one.first, one.second) for one in pairs], flip=flip)
-    except InputError as error:
-        if len(pairs) == 1:
-            yield error
-        else:  # one by one, it shows which cannot be read
-            for one in pairs:
-                yield from _predicted(model, [one], flip)
-        return
-    for one, field in zip(pairs, found, strict=True):
-        yield dataclasses.replace(field, path=one.names[0], path2=one.names[1]), one.stem
+        return math.prod(read_file_header(str(frame)).size)
+    except InputError:
+        return 0
 
 
 def _write(field: FlowField, stem: str, folder: Path, *, json_lines: bool) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import glob
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ import numpy as np
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from vidi.cli.arguments import parse
+from vidi.cli.one_by_one import predicted
 from vidi.cli.outputs import free_name, new_folder, writing_to
 from vidi.errors import InputError
 
@@ -96,8 +98,9 @@ def main(arguments: Sequence[str]) -> int:
     sheet: list[HeatMap] = []
     done, failed = 0, len(unread)
     chunk = CHUNK.get(model.recipe.task, 64)
+    predict = functools.partial(model.predict, flip=told.flip, scales=told.scales)
     for start in range(0, len(images), chunk):
-        for result in _predict(model, images[start : start + chunk], told):
+        for _, result in predicted(predict, images[start : start + chunk]):
             if isinstance(result, InputError):
                 print(f"vidi: {result}", file=sys.stderr)
                 failed += 1
@@ -166,21 +169,6 @@ def _expand(sources: Sequence[str]) -> tuple[list[Path], list[str]]:
             found = [path]
         images += found
     return images, unread
-
-
-def _predict(model: Model, images: Sequence[Path], told: Predict) -> Iterator[Any]:
-    """A prediction for each image, or the InputError that says why there is none."""
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            found = model.predict(images, flip=told.flip, scales=told.scales)
-    except InputError as error:
-        if len(images) == 1:
-            yield error
-        else:  # some of them cannot be read: one by one, it shows which, and the others get theirs
-            for image in images:
-                yield from _predict(model, [image], told)
-        return
-    yield from found
 
 
 def _folder(told: Predict, model: Model) -> Path:

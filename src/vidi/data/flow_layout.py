@@ -174,26 +174,46 @@ def next_name(stem: str) -> str | None:
     return match and f"{match[1]}{int(match[2]) + 1:0{len(match[2])}d}"
 
 
-def successors(stems: Iterable[str]) -> dict[str, str]:
-    """Each frame's next one, by names without suffix. Numbered frames go on by the smallest step
-    that occurs among those that differ in their number alone, so that a gap is seen."""
+class Successors(NamedTuple):
+    """``after``: each frame's next one. ``gaps``: frames whose next one is missing."""
+
+    after: dict[str, str]
+    gaps: list[str]
+
+
+def successors(folder: str | Path, stems: Iterable[str]) -> Successors:
+    """Which frame follows which in a folder, by names without suffix.
+
+    Frames whose names differ in the number at their end alone are a sequence. It goes on by the
+    smallest step in it; where the next step leads to none, and others come later, there is a gap.
+    A name without a number beside numbered ones is no frame of a sequence. Where no name has one,
+    they follow each other in order.
+
+    Raises :class:`InputError` for two frames of a sequence with one number.
+    """
     order = in_order(stems)
     sequences: dict[str, dict[int, str]] = {}
     for stem in order:
-        match = re.fullmatch(r"(.*?)(\d+)", stem)
-        if match is None:
-            return dict(pairwise(order))
-        sequences.setdefault(match[1], {})[int(match[2])] = stem
-    steps = [b - a for frames in sequences.values() for a, b in pairwise(sorted(frames))]
-    if not steps:
-        return dict(pairwise(order))
-    step = min(steps)
-    return {
-        stem: frames[n + step]
-        for frames in sequences.values()
-        for n, stem in frames.items()
-        if n + step in frames
-    }
+        if match := re.fullmatch(r"(.*?)(\d+)", stem):
+            frames = sequences.setdefault(match[1], {})
+            other = frames.setdefault(int(match[2]), stem)
+            if other != stem:
+                raise InputError(
+                    f"{folder}: the frames {other} and {stem} have the same number. Keep one of "
+                    "them."
+                )
+    if not sequences:
+        return Successors(dict(pairwise(order)), [])
+    after, gaps = {}, []
+    for frames in sequences.values():
+        numbers = sorted(frames)
+        step = min((b - a for a, b in pairwise(numbers)), default=0)
+        for n in numbers[:-1]:
+            if n + step in frames:
+                after[frames[n]] = frames[n + step]
+            else:
+                gaps.append(frames[n])
+    return Successors(after, gaps)
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -114,10 +114,12 @@ class BottleneckV1(Bottleneck):
 Block = type[BasicBlock] | type[Bottleneck]
 
 
-def conv_bn_relu(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...]:
+def conv_bn_relu(
+    inputs: int, outputs: int, stride: int, dilation: int = 1
+) -> tuple[nn.Module, ...]:
     """A 3×3 convolution, its normalisation and ReLU, for an ``nn.Sequential``."""
     return (
-        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+        nn.Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )

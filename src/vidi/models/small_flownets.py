@@ -14,6 +14,7 @@ section 3.2), learns later: while the softmax is broad, its mean says little of 
 from __future__ import annotations
 
 import math
+from itertools import cycle, pairwise
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidi.models.flownets import SCALE, SOURCE, full_size, padded
-from vidi.models.resnets import BasicBlock, initialise, stage
+from vidi.models.resnets import BasicBlock, conv_bn_relu, initialise, stage
 from vidi.ops.correlation import correlation
 from vidi.ops.flow import warp
 
@@ -68,7 +69,7 @@ class SmallFlowNet(nn.Module):
     ) -> None:
         super().__init__()
         self.reach, self.near = reach, near
-        self.stem = _layer(3, stem, stride=2)
+        self.stem = nn.Sequential(*conv_bn_relu(3, stem, 2))
         self.stage4 = stage(BasicBlock, stem, widths[0], depths[0], 2, "B")
         self.stage8 = stage(BasicBlock, widths[0], widths[1], depths[1], 2, "B")
         self.stage16 = stage(BasicBlock, widths[1], widths[2], depths[2], 2, "B")
@@ -83,7 +84,7 @@ class SmallFlowNet(nn.Module):
         # At 1/4 a layer costs four times as much: few features of each frame go into it.
         self.thin = nn.Conv2d(widths[0], mending4[0] // 2, 1)
         seen4 = 2 + 2 * (mending4[0] // 2) + mending8[-1]
-        self.mend4 = _layers(seen4, mending4, dilations=(1, 1, 1, 1))
+        self.mend4 = _layers(seen4, mending4, dilations=(1,))
         self.flow4 = nn.Conv2d(mending4[-1], 2, 1)
         initialise(self, zero_init_residual=False)
         for head in (self.flow8, self.flow4):
@@ -137,17 +138,16 @@ def _likeliest(shares: Tensor, step: float) -> tuple[Tensor, Tensor]:
     """(flow [N, 2, h, w], the largest share [N, 1, h, w]) of shares [N, D², h, w]: the mean of the
     likeliest displacement and its neighbours, each of D² being ``step`` from the next."""
     side = math.isqrt(shares.shape[1])
-    offsets = torch.arange(side, device=shares.device)
-    x, y = (
-        offsets.repeat(side).view(1, -1, 1, 1),
-        offsets.repeat_interleave(side).view(1, -1, 1, 1),
-    )
     largest, best = shares.max(1, keepdim=True)
-    near = ((x - best % side).abs() <= 1) & ((y - best // side).abs() <= 1)
-    near_shares = shares * near
-    near_shares = near_shares / near_shares.sum(1, keepdim=True)
-    both = torch.cat((x, y)).flatten(1).to(shares) - side // 2
-    return torch.einsum("kd,ndhw->nkhw", both * step, near_shares), largest
+    around = torch.arange(-1, 2, device=shares.device)
+    x = best % side + around.repeat(3).view(1, 9, 1, 1)
+    y = best // side + around.repeat_interleave(3).view(1, 9, 1, 1)
+    inside = (x >= 0) & (x < side) & (y >= 0) & (y < side)
+    near = shares.gather(1, torch.where(inside, side * y + x, best)) * inside
+    near = near / near.sum(1, keepdim=True)
+    # Not as a product of matrices, which autocast would take in bf16.
+    mean = [(near * (to - side // 2)).sum(1, keepdim=True) for to in (x, y)]
+    return step * torch.cat(mean, 1), largest
 
 
 def _inside(length: int, offsets: Tensor) -> Tensor:
@@ -156,21 +156,11 @@ def _inside(length: int, offsets: Tensor) -> Tensor:
     return (moved >= 0) & (moved < length)
 
 
-def _layer(inputs: int, outputs: int, *, stride: int = 1, dilation: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
-
-
 def _layers(inputs: int, widths: tuple[int, ...], dilations: tuple[int, ...]) -> nn.Sequential:
-    before = (inputs, *widths)
+    """A layer for each width; the dilations begin anew where there are more."""
+    shapes = zip(pairwise((inputs, *widths)), cycle(dilations), strict=False)
     return nn.Sequential(
-        *(
-            _layer(n, width, dilation=dilation)
-            for n, width, dilation in zip(before, widths, dilations, strict=False)
-        )
+        *(nn.Sequential(*conv_bn_relu(*ends, 1, dilation)) for ends, dilation in shapes)
     )
 
 

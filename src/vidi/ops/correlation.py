@@ -1,11 +1,12 @@
 """FlowNetC's correlation layer: how alike two feature maps are, at each displacement.
 
 Dosovitskiy et al. 2015, section 3, equation 1, for patches of one cell. Written as matrix products:
-of cells that lie a whole number of strides apart, one row of the first map is multiplied by all
-rows of the second that it may move to. That gives every horizontal displacement, of which the band
-of those within reach is kept: more products than needed, but a processor does them many times
-faster than sums over shifted maps. Only one such group of rows exists at a time, so next to nothing
-is held beside inputs and output; the gradient is written by hand for the same reason.
+of cells that lie a whole number of strides apart, a stretch of a row of the first map is multiplied
+by what it may reach of all rows of the second that it may move to. That gives every horizontal
+displacement, of which the band of those within reach is kept: more products than needed, but a
+processor does them many times faster than sums over shifted maps. Beside inputs and output there
+are, at any time, copies of one image's maps and two blocks of :data:`PRODUCTS` products, which are
+rows of such stretches; the gradient is written by hand for the same reason.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+PRODUCTS = 1 << 21
+"""In a block, 8 MB in fp32; more only where a single stretch has more, as far as it may move."""
+COLUMNS = 64
+"""Cells of a row that are multiplied at once: the longer, the smaller the band's part."""
 
 
 def correlation(
@@ -49,15 +54,16 @@ class _Correlation(torch.autograd.Function):
         out = first.new_zeros((n, d, d, h, w))
         for image, rows, columns in _grids(n, stride):
             a, b = (_cells(x[image, :, rows, columns]) for x in (first, second))
-            height, width, _ = a.shape
-            a = a / c
-            b = F.pad(b, (0, 0, 0, 0, reach, reach))
-            products = a.new_empty((d, height, width, width))
-            for j in range(d):
-                torch.bmm(a, b[j : j + height].transpose(1, 2), out=products[j])
             target = out[image, :, :, rows, columns]
-            for i, xs in _bands(width, reach):
-                target[:, i, :, xs] = products.diagonal(i - reach, 2, 3)
+            height, width, _ = a.shape
+            for ys, xs, reached in _blocks(height, width, reach):
+                products = a.new_zeros((d, *(s.stop - s.start for s in (ys, xs, reached))))
+                for j, own, there in _moves(ys, reach, height):
+                    into = products[j, own.start - ys.start : own.stop - ys.start]
+                    other = b[there, reached].transpose(1, 2)
+                    torch.baddbmm(into, a[own, xs], other, beta=0, alpha=1 / c, out=into)
+                for i, own, _ in _moves(xs, reach, width):
+                    target[:, i, ys, own] = _band(products, i - reach, xs, reached)
         return out.view(n, d * d, h, w)
 
     @staticmethod
@@ -71,18 +77,20 @@ class _Correlation(torch.autograd.Function):
         to_first, to_second = torch.empty_like(first), torch.empty_like(second)
         for image, rows, columns in _grids(n, stride):
             a, b = (_cells(x[image, :, rows, columns]) for x in (first, second))
-            height, width, _ = a.shape
-            b = F.pad(b, (0, 0, 0, 0, reach, reach))
             source = gradient[image, :, :, rows, columns]
-            products = a.new_zeros((d, height, width, width))
-            for i, xs in _bands(width, reach):
-                products.diagonal(i - reach, 2, 3).copy_(source[:, i, :, xs])
             to_a, to_b = torch.zeros_like(a), torch.zeros_like(b)
-            for j in range(d):
-                to_a.baddbmm_(products[j], b[j : j + height])
-                to_b[j : j + height].baddbmm_(products[j].transpose(1, 2), a)
-            to_first[image, :, rows, columns] = to_a.permute(2, 0, 1) / c
-            to_second[image, :, rows, columns] = to_b[reach : reach + height].permute(2, 0, 1) / c
+            height, width, _ = a.shape
+            for ys, xs, reached in _blocks(height, width, reach):
+                products = a.new_zeros((d, *(s.stop - s.start for s in (ys, xs, reached))))
+                for i, own, _ in _moves(xs, reach, width):
+                    _band(products, i - reach, xs, reached).copy_(source[:, i, ys, own])
+                for j, own, there in _moves(ys, reach, height):
+                    part = products[j, own.start - ys.start : own.stop - ys.start]
+                    to_a[own, xs].baddbmm_(part, b[there, reached], alpha=1 / c)
+                    part = part.transpose(1, 2)
+                    to_b[there, reached].baddbmm_(part, a[own, xs], alpha=1 / c)
+            to_first[image, :, rows, columns] = to_a.permute(2, 0, 1)
+            to_second[image, :, rows, columns] = to_b.permute(2, 0, 1)
         return to_first, to_second, None, None
 
 
@@ -94,12 +102,29 @@ def _grids(images: int, stride: int) -> Iterator[tuple[int, slice, slice]]:
                 yield image, slice(y, None, stride), slice(x, None, stride)
 
 
-def _bands(width: int, reach: int) -> Iterator[tuple[int, slice]]:
-    """(horizontal displacement's number, columns from which it does not lead out of the map)."""
-    for i in range(2 * reach + 1):
-        start, end = max(0, reach - i), min(width, width + reach - i)
-        if start < end:
-            yield i, slice(start, end)
+def _blocks(height: int, width: int, reach: int) -> Iterator[tuple[slice, slice, slice]]:
+    """(rows, columns, the second map's columns that these reach): each cell once."""
+    for left in range(0, width, COLUMNS):
+        xs = slice(left, min(width, left + COLUMNS))
+        reached = slice(max(0, left - reach), min(width, xs.stop + reach))
+        each = (2 * reach + 1) * (xs.stop - left) * (reached.stop - reached.start)
+        tall = max(1, PRODUCTS // each)
+        for top in range(0, height, tall):
+            yield slice(top, min(height, top + tall)), xs, reached
+
+
+def _moves(cells: slice, reach: int, length: int) -> Iterator[tuple[int, slice, slice]]:
+    """(displacement's number, the cells that it does not lead out of the map, where it leads)."""
+    for number in range(2 * reach + 1):
+        by = number - reach
+        start, stop = max(cells.start, -by), min(cells.stop, length - by)
+        if start < stop:
+            yield number, slice(start, stop), slice(start + by, stop + by)
+
+
+def _band(products: Tensor, by: int, columns: slice, reached: slice) -> Tensor:
+    """Those of cells ``by`` columns apart, [D, rows, n], of all [D, rows, columns, reached]."""
+    return products.diagonal(by + columns.start - reached.start, 2, 3)
 
 
 def _cells(x: Tensor) -> Tensor:

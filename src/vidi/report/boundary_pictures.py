@@ -14,14 +14,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vidi.ops.suppression import suppress
-from vidi.report.pictures import BLUE, GREEN, GREY, ORANGE, RED, STYLE
+from vidi.report.pictures import BLUE, GREEN, GREY, ORANGE, RED, STYLE, fitted
 from vidi.types import Array
 
 HUMAN = (0.7235, 0.9014)
 """Recall and precision of people on BSDS500, where the benchmark's own plots have them: F 0.80."""
 COLOURS = (RED, BLUE, GREEN, ORANGE, "#7b4fa3", "#4a4a4a")
-SIDE = 480
-"""Pixels of a sheet's pictures, at most."""
 
 
 def precision_recall(
@@ -75,7 +73,7 @@ def sheet(
         thin = thin / max(1e-6, float(thin.max()))
         rows.append(
             [
-                (titles[i] if titles else "" if i else "image", _fitted(image)),
+                (titles[i] if titles else "" if i else "image", fitted(image)),
                 ("" if i else "annotators", _paper(marked)),
                 ("" if i else "prediction", _paper(soft)),
                 ("" if i else "suppressed", _paper(thin)),
@@ -129,13 +127,4 @@ def _cycled(n: int) -> list[str]:
 def _paper(share: Array) -> Array:
     """Dark lines on white, uint8."""
     grey = np.rint(255 * (1 - np.clip(share, 0, 1))).astype(np.uint8)
-    return _fitted(grey)
-
-
-def _fitted(picture: Array) -> Array:
-    h, w = picture.shape[:2]
-    scale = SIDE / max(h, w)
-    if scale >= 1:
-        return picture
-    size = (max(1, round(w * scale)), max(1, round(h * scale)))
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
+    return fitted(grey)

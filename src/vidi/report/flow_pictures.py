@@ -11,13 +11,11 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vidi.engine.flow_fields import warp_back
+from vidi.engine.flow_fields import FlowField
 from vidi.report.contact import flow_colours
-from vidi.report.pictures import STYLE
+from vidi.report.pictures import STYLE, fitted
 from vidi.types import Array, Sample
 
-SIDE = 480
-"""Pixels of a sheet's pictures, at most."""
 WHEEL = 80
 """Pixels of the legend's wheel."""
 PAD = 8
@@ -99,7 +97,7 @@ def sheet(
             for axes in cells:
                 axes.set_axis_off()
             for axes, name, one, text in zip(cells, names, pictures, said, strict=False):
-                axes.imshow(_fitted(one))
+                axes.imshow(fitted(one))
                 heading = f"{name}\n{text}" if k == 0 else text
                 axes.set_title(heading, fontsize=7, color="#333", fontweight="normal", pad=2)
             cells[-1].imshow(wheel())
@@ -120,8 +118,6 @@ def _line(sample: Sample, predicted: Array, title: str) -> tuple[list[Array], li
     shade = np.rint(255 * (1 - np.clip(4 * apart / most, 0, 1))).astype(np.uint8)
     error = np.repeat(shade[..., None], 3, 2)
     error[~valid] = (150, 170, 190)
-    back, inside = warp_back(second, predicted)
-    warped = np.rint(back * inside[..., None]).astype(np.uint8)
     epe = f"EPE {apart[valid].mean():.2f} px" if valid.any() else ""
     pictures = [
         first,
@@ -129,15 +125,6 @@ def _line(sample: Sample, predicted: Array, title: str) -> tuple[list[Array], li
         flow_colours(sample.flow, valid, most),
         flow_colours(predicted, None, most),
         error,
-        warped,
+        FlowField(sample.key, "", first, second, predicted).warped,
     ]
     return pictures, [title, "", "", "", epe, ""], most
-
-
-def _fitted(picture: Array) -> Array:
-    h, w = picture.shape[:2]
-    scale = SIDE / max(h, w)
-    if scale >= 1:
-        return picture
-    size = (max(1, round(w * scale)), max(1, round(h * scale)))
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))

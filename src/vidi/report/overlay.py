@@ -24,7 +24,7 @@ from PIL import Image
 from vidi.data.formats import voc_masks
 from vidi.report import contact
 from vidi.report.contact import BACKGROUND
-from vidi.report.pictures import RED, STYLE
+from vidi.report.pictures import RED, STYLE, fitted
 from vidi.types import Array
 
 IGNORED = 255
@@ -306,9 +306,9 @@ def _fitted(array: Array, side: int) -> Array:
     if scale >= 1:
         times = max(1, LEAST // max(height, width))
         return array.repeat(times, axis=0).repeat(times, axis=1)
-    h, w = max(1, round(height * scale)), max(1, round(width * scale))
     if array.ndim == 3:
-        return np.asarray(cv2.resize(array, (w, h), interpolation=cv2.INTER_AREA))
+        return fitted(array, side)
+    h, w = max(1, round(height * scale)), max(1, round(width * scale))
     rows = ((np.arange(h) + 0.5) * height / h).astype(int)
     columns = ((np.arange(w) + 0.5) * width / w).astype(int)
     return np.asarray(array[rows[:, None], columns])

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
@@ -35,6 +36,8 @@ STYLE: Any = {
     "legend.frameon": False,
 }
 
+SIDE = 480
+"""Pixels of a picture on a sheet of predictions, at most."""
 NAMED, COUNTED = 60, 20
 """Up to so many classes, a confusion matrix has names at its axes, and counts in its cells."""
 
@@ -176,6 +179,16 @@ def predictions(
         if title:
             figure.suptitle(title, fontsize=10, fontweight="bold")
         _save(figure, path)
+
+
+def fitted(picture: Array, side: int = SIDE) -> Array:
+    """Shrunk by areas to a longer side of at most ``side``; uint8 [H, W] or [H, W, 3]."""
+    h, w = picture.shape[:2]
+    scale = side / max(h, w)
+    if scale >= 1:
+        return picture
+    size = (max(1, round(w * scale)), max(1, round(h * scale)))
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
 
 
 def _commonest(counts: Array, classes: Sequence[str], most: int = 25) -> str:

@@ -1,8 +1,8 @@
 """Folders of consecutive frames with .flo files: a.png, b.png, and a.flo for the motion a to b.
 
 A .flo has the name of the first frame of its pair and lies beside it; the second is the next frame
-of that folder. Folders may lie in one another, one for each sequence; train, val and test at the
-top are splits, else all is "train".
+of that folder, by the numbers if names end in some. Folders may lie in one another, one for each
+sequence; train, val and test at the top are splits, else all is "train".
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ def sniff(source: str) -> str | None:
 
 
 def read(source: str) -> Dataset:
-    """Raises :class:`InputError` for flow without one of its frames, two frames of one name, and a
-    link to a folder that it lies in; when it is loaded, for bad flow or one of another size."""
+    """Raises :class:`InputError` for flow without one of its frames, two frames of one name or
+    number, and a link to a folder that it lies in; when it is loaded, for bad flow or one of
+    another size."""
     found = Found(notes=[f"{source} is {sniff(source)}."])
     _, flows, folders = _scan(source)
     named = {f: split_of(f) for f in folders}
@@ -134,7 +135,7 @@ def _collect(source: str, at: str, split: str, found: Found, above: tuple[str, .
     if flows and len(frames) < len(images):
         twice = [n for n in images if frames[os.path.splitext(n)[0]] != n]
         raise InputError(f"{here} has two frames of one name: {some(twice)}. Remove one of each.")
-    after = successors(list(frames)) if flows else {}
+    after = successors(here, frames).after if flows else {}
     for name in in_order(flows):
         stem = os.path.splitext(name)[0]
         if stem not in frames or stem not in after:
