@@ -401,7 +401,7 @@ def test_idx_in_torchvisions_folder_and_with_labels_from_one(tmp_path: Path) -> 
         ("t10k-labels-idx1-ubyte", b"\0\0\x08\x01\0\0\0\x09\0", "holds 9 values, and has 1 bytes"),
         ("t10k-labels-idx1-ubyte", None, "has no test labels"),
         ("train-labels-idx1-ubyte.gz", b"\x1f\x8b\x08", "cut short or damaged"),
-        ("train-labels-idx1-ubyte.gz", gzip.compress(b"\0\0\x08\x03"), "in 1 dimensions"),
+        ("train-labels-idx1-ubyte.gz", gzip.compress(b"\0\0\x08\x03", mtime=0), "in 1 dimensions"),
     ],
 )
 def test_damaged_idx(name: str, content: bytes | None, sentence: str, tmp_path: Path) -> None:
