@@ -18,9 +18,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from vidi import models
-    from vidi.api import Evaluation, Model, Prediction, Run, load, train
+    from vidi.api import BoundaryMap, Evaluation, Model, Prediction, Run, Segmentation, load, train
     from vidi.data.dataset import Dataset
     from vidi.data.open import open_data as open
+    from vidi.engine.flow_fields import FlowField
+    from vidi.engine.heatmaps import HeatMap
     from vidi.errors import InputError, RunError
     from vidi.recipe import (
         Augmentation,
@@ -41,6 +43,10 @@ _HOME = {
     "Run": "vidi.api",
     "Model": "vidi.api",
     "Prediction": "vidi.api",
+    "Segmentation": "vidi.api",
+    "BoundaryMap": "vidi.api",
+    "FlowField": "vidi.engine.flow_fields",
+    "HeatMap": "vidi.engine.heatmaps",
     "Evaluation": "vidi.api",
     "Dataset": "vidi.data.dataset",
     "Sample": "vidi.types",
@@ -65,6 +71,10 @@ __all__ = [
     "Run",
     "Model",
     "Prediction",
+    "Segmentation",
+    "BoundaryMap",
+    "FlowField",
+    "HeatMap",
     "Evaluation",
     "Dataset",
     "Sample",

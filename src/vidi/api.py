@@ -24,7 +24,6 @@ from vidi.data.dataset import Dataset, FramePairs
 from vidi.data.loader import Loader
 from vidi.data.open import KIND, from_images, from_pairs, open_data
 from vidi.engine import checkpoint, device, distributed, heatmaps
-from vidi.engine.defaults import DENSE
 from vidi.engine.evaluate import Compute, evaluate, predictions
 from vidi.engine.flow_fields import FlowField
 from vidi.engine.heatmaps import ENLARGE, HeatMap
@@ -49,6 +48,7 @@ from vidi.engine.run import (
 )
 from vidi.engine.train import Outcome, Progress, fit
 from vidi.errors import InputError
+from vidi.models import DENSE
 from vidi.models.convolutional import Convolutional, convolutionalize
 from vidi.ops.suppression import suppress
 from vidi.recipe import Recipe

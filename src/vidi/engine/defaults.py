@@ -17,6 +17,7 @@ from vidi.data import augment
 from vidi.data.survey import Survey
 from vidi.engine import muon, optimisers
 from vidi.engine.device import best_precision
+from vidi.models import DENSE
 from vidi.recipe import Recipe
 
 SMALL = 64
@@ -31,8 +32,6 @@ MUON_SHARE = 0.1
 """Muon is the default where making its updates orthogonal costs at most this share of a step."""
 CPU_MINUTES = 10.0
 GPU_MINUTES = 30.0
-DENSE = ("segmentation", "boundaries", "flow")
-"""Tasks whose labels are per pixel: training sees crops, evaluation whole images, as they are."""
 SMALL_DENSE = {
     "segmentation": "fcn_small",
     "boundaries": "hed_small",

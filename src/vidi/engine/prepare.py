@@ -95,7 +95,7 @@ def prepare(
             + (" or pixel" if recipe.data.balance in POWERS else "")
             + f"; {dataset.root} is data for {dataset.task}. Leave it at none."
         )
-    if dataset.task in defaults.DENSE:
+    if dataset.task in models.DENSE:
         _refuse_for_dense(recipe, dataset.task)
     elif (
         recipe.augmentation.crop in ("zoom", "whole")
@@ -106,15 +106,8 @@ def prepare(
             "--augmentation.crop zoom and whole, --data.shorter and --optimiser.sum-pixels are for "
             f"labels per pixel; {dataset.root} is data for {dataset.task}. Leave them out."
         )
-    if (
-        saved is None
-        and dataset.task != "boundaries"
-        and (recipe.data.agree, recipe.data.disagreement)
-        != (
-            "auto",
-            "auto",
-        )
-    ):
+    asked = (recipe.data.agree, recipe.data.disagreement)
+    if saved is None and dataset.task != "boundaries" and asked != ("auto", "auto"):
         raise InputError(
             "--data.agree and --data.disagreement are for boundaries with several annotators; "
             f"{dataset.root} is data for {dataset.task}. Leave them out."
@@ -183,11 +176,11 @@ def prepare(
         share = val * seen / (3 * len(train_ids))  # a forward pass is a third of a step's work
         if dataset.task == "boundaries":
             share *= SCORING
-        asked = recipe.schedule.half
+        by_default = recipe.schedule.half == "auto"
         recipe, said = defaults.for_model(recipe, model, macs, len(train_ids), where, share)
         notes += said
         if recipe.schedule.half:
-            recipe, said = _on_halves(recipe, model, len(classes), asked == "auto")
+            recipe, said = _on_halves(recipe, model, len(classes), by_default)
             notes += said
     if recipe.freeze:
         freeze(model, recipe.freeze)
@@ -344,7 +337,7 @@ def make_task(
         options["class_weights"] = weights.astype(np.float32)
     if recipe.regularisation.label_smoothing != "auto" and name != "flow":
         options["label_smoothing"] = recipe.regularisation.label_smoothing
-    if name in defaults.DENSE:
+    if name in models.DENSE:
         options["sum_pixels"] = recipe.optimiser.sum_pixels
     if name == "boundaries":
         options |= {"agree": recipe.data.agree, "disagreement": recipe.data.disagreement}
@@ -369,7 +362,7 @@ def loader(
     assert recipe.image_size != "auto" and recipe.batch_size != "auto"
     assert recipe.data.threads != "auto"
     batch = recipe.batch_size
-    if not train and recipe.task in defaults.DENSE:
+    if not train and recipe.task in models.DENSE:
         batch = min(batch, _whole_images(dataset, ids, recipe) * distributed.world())
     return Loader(
         dataset,
@@ -413,7 +406,7 @@ def _whole_images(dataset: Dataset, ids: Array, recipe: Recipe) -> int:
 def kept_size(recipe: Recipe) -> int | None:
     """The shorter side, in pixels, to which images are shrunk before they are augmented."""
     assert recipe.image_size != "auto"
-    if recipe.task in defaults.DENSE:
+    if recipe.task in models.DENSE:
         assert recipe.data.shorter != "auto"
         return recipe.data.shorter or None
     enlarged = recipe.augmentation.crop == "random-resized"
@@ -458,7 +451,7 @@ def _refuse_for_dense(recipe: Recipe, task: str) -> None:
 def _evaluated_pixels(recipe: Recipe, look: Survey) -> float:
     """Pixels of an image as evaluation sees it, on average."""
     assert recipe.image_size != "auto" and recipe.data.shorter != "auto"
-    if recipe.task not in defaults.DENSE:
+    if recipe.task not in models.DENSE:
         return float(recipe.image_size**2)
     shorter = look.sides.min(1)
     kept = np.minimum(shorter, recipe.data.shorter) if recipe.data.shorter else shorter

@@ -1,4 +1,4 @@
-"""Learning rate and image size as functions of the step: no state to save or to get wrong."""
+"""Learning rate and image size as functions of the step and of the run's length."""
 
 from __future__ import annotations
 

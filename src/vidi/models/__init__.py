@@ -35,7 +35,8 @@ __all__ = ["Description", "build", "check", "convolutionalize", "describe", "fin
 
 
 DENSE = ("segmentation", "boundaries", "flow")
-"""Tasks whose networks give a map for an image, of its size."""
+"""Tasks with labels per pixel, whose networks give a map for an image, of its size: training sees
+crops, evaluation whole images, as they are."""
 
 
 def __getattr__(name: str) -> Any:
