@@ -145,6 +145,18 @@ def test_without_a_relative_move_both_frames_have_one_matrix() -> None:
                 assert np.array_equal(batch.inputs[name][row], expected)
 
 
+def test_both_frames_get_the_same_colours() -> None:
+    """Of a pair without motion both stay equal, whatever becomes of their colours."""
+    data = Frames()
+    data.load2 = data.load  # type: ignore[method-assign]
+    still = {"noise": 0.0, "pair_jitter": 0.0}
+    still |= {"pair_rotation": 0.0, "pair_scale": 0.0, "pair_shift": 0.0}
+    coloured = next(loader(data, fields=still).epoch(0)).inputs
+    assert np.array_equal(coloured["image"], coloured["image2"])
+    plain = next(loader(data, fields={**still, **GEOMETRY}).epoch(0)).inputs
+    assert not np.array_equal(coloured["image"], plain["image"])
+
+
 def test_the_relative_move_is_small_about_the_centre_and_its_own() -> None:
     a = augment.resolve(Augmentation(preset="flow", pair_rotation=10.0, pair_shift=0.0))
     plan = augment.plan(a, 64, 0, 0, np.arange(400))

@@ -194,6 +194,45 @@ def test_the_first_steps_see_images_of_half_the_size(tmp_path: Path) -> None:
         vidi.train("digits", run=tmp_path / "no", schedule={"half": 0.5}, epochs=1)
 
 
+class Fixed(nn.Conv2d):
+    """Takes images of one size alone."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(3, num_classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[2] != 97:
+            raise ValueError("97 pixels, no others")
+        return super().forward(x)
+
+
+def test_a_network_that_takes_no_halves_is_trained_without(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"image_size": 97, "batch_size": 2, "length": {"steps": 1}}
+    data = "scenes:segmentation,size=97,n=4,val=2,test=0"
+    run = vidi.train(data, run=tmp_path / "run", model=Fixed(11), **settings)
+    assert run.recipe.schedule.half == 0
+    with pytest.raises(InputError, match="cannot take images of 49 × 49"):
+        vidi.train(
+            data, run=tmp_path / "asked", model=Fixed(11), schedule={"half": 0.5}, **settings
+        )
+
+
+def test_a_run_of_before_goes_on_without_what_has_come_since(tmp_path: Path) -> None:
+    """Its recipe knows nothing of images of half the size, nor of noise."""
+    settings: dict[str, Any] = {"image_size": 97, "batch_size": 2, "length": {"steps": 1}}
+    data = "scenes:segmentation,size=97,n=4,val=2,test=0"
+    vidi.train(data, run=tmp_path / "run", model=Sizes(11), **settings)
+    file = tmp_path / "run" / "recipe.json"
+    saved = json.loads(file.read_text())
+    del saved["recipe"]["schedule"]["half"], saved["recipe"]["augmentation"]["noise"]
+    file.write_text(json.dumps(saved))
+    model = Sizes(11)
+    settings["length"] = {"steps": 3}
+    run = vidi.train(data, run=tmp_path / "run", model=model, resume=True, **settings)
+    assert model.seen == [97, 97]
+    assert (run.recipe.schedule.half, run.recipe.augmentation.noise) == (0, 0)
+
+
 def test_accumulated_parts_equal_the_whole_batch(tmp_path: Path) -> None:
     """Without batch statistics the parts' gradients add up to the batch's."""
     whole = train(tmp_path / "a", batch_size=12)
