@@ -42,7 +42,7 @@ NATIVE = 720
 are shrunk to :data:`SHRUNK`, at which most objects can still be told."""
 SHRUNK = 512
 DENSE_MINUTES = {"segmentation": 13.0, "boundaries": 10.0, "flow": 20.0}
-"""On a CPU, with labels per pixel. Scoring BSDS500 afterwards takes as long again; what moves is
+"""On a CPU, with labels per pixel. Scoring BSDS500 afterwards takes half as long; what moves is
 learned later than what is there."""
 FLOW_CROP = 64
 """Flow's crops have a multiple of this many pixels a side, to which its networks shrink them."""
