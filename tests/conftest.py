@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from vidi.data.open import open_data
 
 Vidi = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -40,6 +43,30 @@ def photos(tmp_path: Path) -> Path:
                 pixels[(x + rng.integers(8)) % 8 < 4, 1] += 150
             Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i:02}.jpg")
     return folder
+
+
+@pytest.fixture(scope="session")
+def propose() -> Callable[[str, Path], str]:
+    """Write a file of proposals for all images of some data, and give its path: true boxes moved a
+    little, and random ones, the same every time. They cost nothing to compute."""
+
+    def write(data: str, path: Path, count: int = 60) -> str:
+        dataset = open_data(data)
+        found = {}
+        for i in range(len(dataset)):
+            rng = np.random.default_rng(i)
+            height, width = dataset.images.size(i)
+            sides = np.array([width, height] * 2)
+            truth = dataset.annotations(i)["boxes"].xyxy.repeat(4, 0)
+            near = truth + rng.normal(0, 0.02, truth.shape) * sides
+            corners = np.sort(rng.uniform(0, 1, (count, 2, 2)), 1).reshape(-1, 4) * sides
+            boxes = np.clip(np.concatenate([near, corners])[:count], 0, sides)
+            boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2])
+            found[dataset.images.key(i)] = boxes.round(2).tolist()
+        path.write_text(json.dumps(found))
+        return str(path)
+
+    return write
 
 
 @pytest.fixture

@@ -26,6 +26,9 @@ SMALL = {
     "fcn_resnet18": 40,
     "hed_small": 33,
     "flownet_small": 32,
+    "fast_rcnn_small": 48,
+    "fast_rcnn_resnet18": 48,
+    "rcnn_small": 48,
 }
 """Run for real, at this size; all networks are run on the meta device, at their own."""
 
@@ -48,6 +51,20 @@ def batch(image: torch.Tensor, task: str) -> Batch:
         way = torch.stack((27.0 + label, 27.0 - label), 1).view(-1, 1, 1, 2)
         known = torch.ones((n, height, width), dtype=torch.bool, device=image.device)
         truth = {"flow": way.expand(-1, height, width, 2), "known": known}
+    elif task == "detection":
+        # Four regions an image: background, two objects, and one that counts for nothing.
+        kinds = torch.tensor([0, 0, 1, -1], device=image.device)
+        labels = torch.where(kinds > 0, 1 + label.view(-1, 1), kinds)
+        corners = torch.tensor(
+            [[0, 0, 0.5, 0.9], [0.1, 0, 1, 1], [0.3, 0.3, 0.8, 0.7], [0, 0, 1, 1]]
+        )
+        regions = corners.to(image.device) * height
+        truth = {
+            "labels": labels,
+            "regions": regions.expand(n, 4, 4),
+            "deltas": torch.zeros((n, 4, 4), device=image.device),
+            "proposals": regions.expand(n, 4, 4),
+        }
     else:
         truth = {"label": label}
     valid = torch.ones(n, dtype=torch.bool, device=image.device)
@@ -57,7 +74,7 @@ def batch(image: torch.Tensor, task: str) -> Batch:
         targets={**truth, "valid": valid},
         keys=[str(i) for i in range(n)],
         ids=np.arange(n),
-        matrices=np.zeros((n, 3, 3)),
+        matrices=np.tile(np.eye(3), (n, 1, 1)),
         sizes=np.tile([height, width], (n, 1)),
         valid=np.ones(n, bool),
     )
@@ -94,7 +111,8 @@ def test_a_gradient_reaches_every_parameter(name: str) -> None:
     without = [k for k, p in network.named_parameters() if p.grad is None and p.requires_grad]
     assert without == []
     fixed = [k for k, p in network.named_parameters() if not p.requires_grad]
-    assert all(k.startswith("upscore") for k in fixed), "only FCN's last upsampling is not learned"
+    # FCN's last upsampling is not learned, and R-CNN's last stages are fitted when it is trained.
+    assert all(k.startswith(("upscore", "svm", "boxes")) for k in fixed)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -133,6 +151,11 @@ def test_a_batch_equals_its_singles(name: str, channels_last: bool) -> None:
         elif kind == "boundaries":
             assert np.allclose(together.soft, alone.soft, atol=1e-4)
             assert together.soft.std() > 0.01
+        elif kind == "detection":
+            assert len(together) == len(alone) > 0
+            order = [np.lexsort((found.xyxy[:, 0], found.labels)) for found in (together, alone)]
+            assert np.allclose(together.scores[order[0]], alone.scores[order[1]], atol=1e-4)
+            assert np.allclose(together.xyxy[order[0]], alone.xyxy[order[1]], atol=1e-2)
         elif kind == "flow":
             assert np.allclose(together.flow, alone.flow, atol=1e-3)
             assert together.flow.std() > 0.1

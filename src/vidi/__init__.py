@@ -18,7 +18,17 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from vidi import models
-    from vidi.api import BoundaryMap, Evaluation, Model, Prediction, Run, Segmentation, load, train
+    from vidi.api import (
+        BoundaryMap,
+        DetectedObjects,
+        Evaluation,
+        Model,
+        Prediction,
+        Run,
+        Segmentation,
+        load,
+        train,
+    )
     from vidi.data.dataset import Dataset
     from vidi.data.open import open_data as open
     from vidi.engine.flow_fields import FlowField
@@ -34,7 +44,7 @@ if TYPE_CHECKING:
         Regularisation,
         Schedule,
     )
-    from vidi.types import Boxes, Sample
+    from vidi.types import Boxes, Detections, Sample
 
 _HOME = {
     "train": "vidi.api",
@@ -45,12 +55,14 @@ _HOME = {
     "Prediction": "vidi.api",
     "Segmentation": "vidi.api",
     "BoundaryMap": "vidi.api",
+    "DetectedObjects": "vidi.api",
     "FlowField": "vidi.engine.flow_fields",
     "HeatMap": "vidi.engine.heatmaps",
     "Evaluation": "vidi.api",
     "Dataset": "vidi.data.dataset",
     "Sample": "vidi.types",
     "Boxes": "vidi.types",
+    "Detections": "vidi.types",
     "Recipe": "vidi.recipe",
     "Data": "vidi.recipe",
     "Optimiser": "vidi.recipe",
@@ -73,12 +85,14 @@ __all__ = [
     "Prediction",
     "Segmentation",
     "BoundaryMap",
+    "DetectedObjects",
     "FlowField",
     "HeatMap",
     "Evaluation",
     "Dataset",
     "Sample",
     "Boxes",
+    "Detections",
     "Recipe",
     "Data",
     "Optimiser",

@@ -23,7 +23,7 @@ from vidi.data.cache import seconds
 from vidi.data.dataset import Dataset, FramePairs
 from vidi.data.loader import Loader
 from vidi.data.open import KIND, from_images, from_pairs, open_data
-from vidi.engine import checkpoint, device, distributed, heatmaps
+from vidi.engine import checkpoint, defaults, device, distributed, finish, heatmaps, propose
 from vidi.engine.evaluate import Compute, evaluate, predictions
 from vidi.engine.flow_fields import FlowField
 from vidi.engine.heatmaps import ENLARGE, HeatMap
@@ -54,7 +54,7 @@ from vidi.ops.suppression import suppress
 from vidi.recipe import Recipe
 from vidi.report import progress as report
 from vidi.tasks import multilabel
-from vidi.types import Array, Notes
+from vidi.types import Array, Detections, Notes
 
 DRAWN = 6
 """Samples whose predictions are drawn into a run."""
@@ -121,6 +121,17 @@ class BoundaryMap:
     @functools.cached_property
     def thin(self) -> Array:
         return suppress(self.soft)
+
+
+@dataclass(frozen=True)
+class DetectedObjects:
+    """What a detection run finds in one image. ``size``: its height and width. ``found``: boxes,
+    labels and scores, the surest first. ``names``: the class of each."""
+
+    path: str
+    size: tuple[int, int]
+    found: Detections
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -198,7 +209,9 @@ def train(
             stack.enter_context(directory.locked())
             if saved is None and directory.exists():
                 raise InputError(f"{directory.path} was made by another process at this moment.")
-        made = prepare(wanted, dataset, where, saved=saved, network=network, loss=loss)
+        made = prepare(
+            wanted, dataset, where, saved=saved, network=network, loss=loss, say=display.note
+        )
         for note in made.notes:
             display.note(note)
         state = checkpoint.load(directory.last) if saved is not None else None
@@ -220,6 +233,8 @@ def train(
             state=state,
         )
         distributed.gathered(None)  # every process waits for the best weights to be written
+        if not outcome.interrupted:
+            outcome.interrupted = finish.finish(directory, made, display)
         results = {} if outcome.interrupted else _evaluate_best(directory, made)
         result = _result(directory, made, outcome, results)
         if distributed.is_writer():
@@ -268,8 +283,8 @@ class Model:
     def predict(
         self, sources: Any, *, flip: bool = False, scales: Sequence[float] = (1.0,)
     ) -> list[Any]:
-        """One prediction per image, in order: a :class:`Prediction`, a :class:`Segmentation` or a
-        :class:`BoundaryMap`; for flow, a :class:`FlowField` per pair.
+        """One prediction per image, in order: a :class:`Prediction`, a :class:`Segmentation`, a
+        :class:`BoundaryMap` or :class:`DetectedObjects`; for flow, a :class:`FlowField` per pair.
 
         ``sources``: a path, a uint8 RGB array [H, W, 3], or a list of either; for flow, a list of
         pairs of them. The image goes through the very steps that evaluation takes. ``flip``
@@ -285,7 +300,10 @@ class Model:
             dataset = from_pairs([_pair(one) for one in images], max_megapixels=most)
         else:
             dataset = from_images(images, max_megapixels=most)
-        task, batches = self._loader(dataset, np.arange(len(dataset)))
+        ids = np.arange(len(dataset))
+        if self.recipe.task == "detection":
+            dataset = propose.attach(dataset, ids, self.recipe)
+        task, batches = self._loader(dataset, ids)
         found: list[Any] = []
         for _, some in predictions(self.network, task, batches, self.compute, **views):
             found += some
@@ -301,6 +319,16 @@ class Model:
                     image=dataset.images.load(i, None)[0],
                     image2=dataset.images2.load(i, None)[0],
                     flow=p.flow,
+                )
+                for i, p in enumerate(found)
+            ]
+        if self.recipe.task == "detection":
+            return [
+                DetectedObjects(
+                    path=dataset.images.key(i),
+                    size=dataset.images.size(i),
+                    found=p,
+                    names=tuple(self.classes[k] for k in p.labels),
                 )
                 for i, p in enumerate(found)
             ]
@@ -426,7 +454,10 @@ class Model:
             raise InputError(
                 f"{dataset.root} has no split {split!r}; it has {', '.join(dataset.splits)}."
             )
-        task, batches = self._loader(dataset, dataset.splits[split])
+        ids = dataset.splits[split]
+        if self.recipe.task == "detection":
+            dataset = propose.attach(dataset, ids, self.recipe, threads=defaults.cores())
+        task, batches = self._loader(dataset, ids)
         meter, samples, failures = evaluate(self.network, task, batches, self.compute, **views)
         if failures and self.recipe.bad_images == "error":
             raise InputError(unreadable(failures, f"in the split {split}"))
@@ -644,6 +675,8 @@ def _draw(directory: RunDirectory, made: Prepared, results: dict[str, Any]) -> N
         _draw_boundaries(directory, made, split, results[split])
     if results and made.description.recipe.task == "flow":
         _draw_flow(directory, made, split)
+    if results and made.description.recipe.task == "detection":
+        _draw_detections(directory, made, split, results[split])
 
 
 def _draw_masks(directory: RunDirectory, made: Prepared, split: str) -> None:
@@ -703,6 +736,26 @@ def _draw_flow(directory: RunDirectory, made: Prepared, split: str) -> None:
     if not rows:
         return
     flow_pictures.sheet(rows, directory.path / "predictions.png", titles=keys)
+
+
+def _draw_detections(
+    directory: RunDirectory, made: Prepared, split: str, result: Mapping[str, Any]
+) -> None:
+    """Precision-recall curves, the kinds of error, and a sheet of some of the split's images, with
+    what is true and what was found."""
+    from vidi.report import detection_pictures
+
+    folder, classes = directory.path, made.description.classes
+    detection_pictures.precision_recall(
+        result["per_class"], result["curves"], folder / "precision-recall.png"
+    )
+    detection_pictures.errors(result["errors"], result["gains"], folder / "errors.png")
+    rows, sizes = [], []
+    for batch, found in predictions(made.model, made.task, _few(made.loaders[split]), made.compute):
+        rows += list(zip(batch.samples, found, strict=True))
+        sizes += [(int(h), int(w)) for h, w in batch.sizes[batch.valid]]
+    if rows:
+        detection_pictures.sheet(rows, classes, folder / "predictions.png", sizes=sizes)
 
 
 def _few(loader: Loader) -> Loader:

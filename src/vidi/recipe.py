@@ -38,6 +38,10 @@ class Data:
     """Boundaries: so many annotators make one; all of them, where an image has fewer."""
     disagreement: Literal["auto", "negative", "ignore", "share"] = "auto"
     """Boundaries: pixels that some annotators mark, but fewer, are none (negative), count for nothing (ignore), or are one to that degree (share)."""  # noqa: E501
+    proposals: str = "auto"
+    """Detection: the method that proposes regions (selective-fast, selective-quality, edge-boxes), or a file of yours with them (.json, .npz); auto = selective-fast."""  # noqa: E501
+    proposal_count: int = 2000
+    """Detection: proposals per image, at most."""
     max_megapixels: float = 100.0
     """An image with more pixels than this (millions) is refused before it is decoded."""
     threads: int | Auto = field(default="auto", metadata=FREE)
@@ -109,13 +113,39 @@ class Regularisation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Detection:
+    """How regions are sampled in training, and detections chosen in evaluation."""
+
+    regions: int | Auto = "auto"
+    """Regions that are learned from per image and step."""
+    foreground: float = 0.25
+    """The share of them, at most, that are objects."""
+    foreground_iou: float = 0.5
+    """A region is an object from this overlap with one on (intersection over union)."""
+    background_iou: tuple[float, float] | Auto = "auto"
+    """A region is background with an overlap from the first number up to, but not with, the second; where there are too few such, with less."""  # noqa: E501
+    nms: float = 0.3
+    """Of two detections of a class that overlap by more, the weaker is dropped."""
+    soft_nms: Literal["none", "linear", "gaussian"] = "none"
+    """Lower the score of the weaker instead of dropping it: by the overlap (linear), or by a Gaussian of it."""  # noqa: E501
+    least_score: float = 0.01
+    """Detections with a lower score are dropped."""
+    most: int = 100
+    """Detections per image, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """How a training image is varied. A preset fills whatever is left at auto."""
 
-    preset: Literal["auto", "none", "digits", "small", "photos", "strong", "dense", "flow"] = "auto"
-    """What kind of images: digits (shift, rotate, zoom), small (pad-and-crop, flip), photos (random resized crop, flip, colour), strong (photos with TrivialAugment, erasing, mixup, CutMix), dense (labels per pixel: zoom-and-crop, flip, colour), flow (pairs of frames: zoom-and-crop, flip, rotation, colour, gamma, noise, and a little of it for the second frame alone)."""  # noqa: E501
-    crop: Literal["auto", "resize", "pad", "random-resized", "zoom", "whole"] = "auto"
-    """The whole image squashed to the input (resize), padded and cropped (pad), a random part squashed (random-resized), a random part of the image at a random zoom, in its proportions (zoom), or the whole image as it is (whole; batches are padded)."""  # noqa: E501
+    preset: Literal[
+        "auto", "none", "digits", "small", "photos", "strong", "dense", "flow", "boxes"
+    ] = "auto"
+    """What kind of images: digits (shift, rotate, zoom), small (pad-and-crop, flip), photos (random resized crop, flip, colour), strong (photos with TrivialAugment, erasing, mixup, CutMix), dense (labels per pixel: zoom-and-crop, flip, colour), flow (pairs of frames: zoom-and-crop, flip, rotation, colour, gamma, noise, and a little of it for the second frame alone), boxes (the whole image at one size, zoom, flip, colour)."""  # noqa: E501
+    crop: Literal["auto", "resize", "pad", "random-resized", "zoom", "whole", "shorter"] = "auto"
+    """The whole image squashed to the input (resize), padded and cropped (pad), a random part squashed (random-resized), a random part of the image at a random zoom, in its proportions (zoom), the whole image as it is (whole; batches are padded), or its shorter side brought to the image size (shorter; padded too)."""  # noqa: E501
+    longest: int | Auto = "auto"
+    """Shorter: the longer side has at most so many pixels; auto = 5/3 of the image size."""
     pad: int | Auto = "auto"
     """Padding of pad-and-crop, in input pixels."""
     crop_area: tuple[float, float] | Auto = "auto"
@@ -217,7 +247,7 @@ class Recipe:
     lr: float | Auto = "auto"
     """Highest learning rate."""
     image_size: int | Auto = "auto"
-    """Side of the square network input, in pixels; with labels per pixel, of training's crops."""
+    """Side of the square network input, in pixels; with labels per pixel, of training's crops; of detection, an image's shorter side."""  # noqa: E501
     weights: str | None = None
     """Start from these: imagenet, a file (.safetensors, .pth), or a run (--init says the same)."""
     freeze: tuple[str, ...] = ()
@@ -240,6 +270,7 @@ class Recipe:
     schedule: Schedule = field(default_factory=Schedule)
     regularisation: Regularisation = field(default_factory=Regularisation)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    detection: Detection = field(default_factory=Detection)
     length: Length = field(default_factory=Length)
     logging: Logging = field(default_factory=Logging)
 
@@ -280,6 +311,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "data.agree": (1, 1000),
     "data.max_megapixels": (1e-6, 1e6),
     "data.shorter": (0, 100_000),
+    "data.proposal_count": (1, 100_000),
     "data.threads": (0, 1024),
     "data.prefetch": (1, 1024),
     "data.cache_gb": (0, 1e9),
@@ -296,6 +328,13 @@ RANGES: dict[str, tuple[float, float]] = {
     "regularisation.dropout": (0, 1 - 1e-9),
     "regularisation.label_smoothing": (0, 1),
     "regularisation.ema": (0, 1 - 1e-12),
+    "detection.regions": (1, 100_000),
+    "detection.foreground": (0, 1),
+    "detection.foreground_iou": (0.01, 1),
+    "detection.nms": (0, 1),
+    "detection.least_score": (0, 1),
+    "detection.most": (1, 100_000),
+    "augmentation.longest": (1, 100_000),
     "length.steps": (1, 1e15),
     "length.minutes": (1e-9, 1e9),
     "length.patience": (1, 1e9),

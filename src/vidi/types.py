@@ -35,6 +35,22 @@ class Boxes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Detections:
+    """Objects found in one image, the surest first.
+
+    ``xyxy``: float32 [D, 4] in pixels of the original image, exclusive ends. ``labels``: int64 [D].
+    ``scores``: float32 [D], from 0 to 1.
+    """
+
+    xyxy: Array
+    labels: Array
+    scores: Array
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One item of a dataset, on the CPU. What is not annotated is ``None``.
 

@@ -28,10 +28,10 @@ def made(a: Augmentation, size: int = 32, ids: Array = IDS, epoch: int = 0) -> a
 
 def test_presets_fill_every_auto_and_keep_what_was_given() -> None:
     for name in augment.PRESETS:
-        a = resolved(name)
+        a = resolved(name, longest=100)  # a function of the image size, which no preset knows
         assert "auto" not in dataclasses.asdict(a).values(), name
         assert augment.resolve(a) == a
-        assert resolved(name, rotation=33.0) == dataclasses.replace(a, rotation=33.0)
+        assert resolved(name, longest=100, rotation=33.0) == dataclasses.replace(a, rotation=33.0)
     assert set(augment.PRESETS) == {
         "none",
         "digits",
@@ -40,6 +40,7 @@ def test_presets_fill_every_auto_and_keep_what_was_given() -> None:
         "strong",
         "dense",
         "flow",
+        "boxes",
     }
     assert resolved("digits").flip == 0
     assert resolved("small").pad == 2
@@ -333,3 +334,38 @@ def test_evaluation_of_labels_per_pixel_sees_the_image_as_it_is(crop: Any) -> No
     plan = augment.plan(resolved("dense", crop=crop), 32, 0, 0, IDS, train=False)
     assert plan.crop == "whole"
     assert np.array_equal(augment.matrix(plan, 3, (20, 50)), np.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("shape", "longest", "wanted"),
+    [
+        ((480, 640), 1000, (600, 800)),  # the shorter side decides
+        ((300, 900), 1000, (333, 1000)),  # the longer one would be too long
+        ((900, 300), 1000, (1000, 333)),
+        ((600, 600), 1000, (600, 600)),
+        ((1, 4000), 1000, (1, 1000)),
+    ],
+)
+def test_shorter_brings_the_shorter_side_to_the_image_size(
+    shape: tuple[int, int], longest: int, wanted: tuple[int, int]
+) -> None:
+    """600 and 1000 are Fast R-CNN's (section 5.2). Proportions stay, to a pixel."""
+    a = resolved("none", crop="shorter", longest=longest)
+    for train in (False, True):
+        plan = augment.plan(a, 600, 0, 0, np.arange(1), train=train)
+        assert augment.target(plan, shape) == wanted
+        matrix = augment.matrix(plan, 0, shape)
+        corner = matrix @ [shape[1], shape[0], 1]
+        assert corner[:2] == pytest.approx(wanted[::-1]) and matrix[:2, 2].tolist() == [0, 0]
+
+
+def test_boxes_zooms_and_mirrors_about_the_centre_of_the_input() -> None:
+    a = resolved("boxes", longest=100, scale=0.25, flip=0.5)
+    plan = augment.plan(a, 60, 0, 0, np.arange(200))
+    zooms = []
+    for row in range(200):
+        matrix = augment.matrix(plan, row, (60, 90))
+        assert matrix @ [45, 30, 1] == pytest.approx([45, 30, 1])
+        zooms.append(matrix[0, 0])
+    assert 0.8 <= np.abs(zooms).min() < 0.85 and 1.2 < np.abs(zooms).max() <= 1.25
+    assert 60 < (np.array(zooms) < 0).sum() < 140

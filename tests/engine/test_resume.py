@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import nn
 import vidi
 from vidi.engine import checkpoint
 from vidi.engine.run import read_metrics
+from vidi.models.small_fast_rcnns import fast_rcnn_small
 from vidi.models.small_flownets import flownet_small
 
 STEPS_PER_EPOCH = 7
@@ -60,6 +62,18 @@ def motion(num_classes: int) -> nn.Module:
         near=1,
         mending8=(8, 8, 8, 8),
         mending4=(8, 8),
+    )
+
+
+def detector(num_classes: int) -> nn.Module:
+    return fast_rcnn_small(
+        num_classes,
+        stem=(4, 8),
+        widths=(8, 8, 8, 8),
+        depths=(1, 1, 1, 1),
+        merged=8,
+        pooled=3,
+        hidden=16,
     )
 
 
@@ -117,9 +131,12 @@ TASKS: dict[str, dict[str, Any]] = {
         "augmentation": {"preset": "flow"},
         "data": {},
     },
+    "detection": {"model": detector, "image_size": 24, "detection": {"regions": 16}, "data": {}},
 }
+DETECTION = "scenes:detection,size=24,n=56,val=8,test=0"
 CASES = [(task, threads) for task in TASKS for threads in (0, 1, 4)]
-CASES = [case for case in CASES if case[0] not in ("boundaries", "flow") or case[1] == 4]
+ALL = ("classification", "segmentation")
+CASES = [(task, threads) for task, threads in CASES if task in ALL or threads == 4]
 """The loader is the same for all; two tasks try it with every number of threads."""
 
 
@@ -134,6 +151,8 @@ def train(
     data = Data() if task == "classification" else f"scenes:{task},size=24,n=56,val=8,test=0"
     settings = dict(TASKS[task])
     settings["data"] = {**settings["data"], "threads": threads}
+    if task == "detection":
+        settings["data"]["proposals"] = f"{Path(run).parent}/proposals.json"
     torch.set_num_threads(1)
     renames = 0
     replace = os.replace
@@ -191,8 +210,12 @@ def task(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(task: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+def uninterrupted(
+    task: str, tmp_path_factory: pytest.TempPathFactory, propose: Callable[[str, Path], str]
+) -> dict[str, torch.Tensor]:
     run = tmp_path_factory.mktemp("whole") / "run"
+    if task == "detection":
+        propose(DETECTION, run.parent / "proposals.json")
     assert run_child(task, str(run), 0) == 0
     return everything(run)
 
@@ -200,10 +223,16 @@ def uninterrupted(task: str, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX's")
 @pytest.mark.parametrize(("task", "threads"), CASES, indirect=["task"])
 def test_killed_at_random_moments_and_resumed_is_bitwise_equal(
-    tmp_path: Path, task: str, threads: int, uninterrupted: dict[str, torch.Tensor]
+    tmp_path: Path,
+    task: str,
+    threads: int,
+    uninterrupted: dict[str, torch.Tensor],
+    propose: Callable[[str, Path], str],
 ) -> None:
     rng = random.Random(threads)
     run = tmp_path / "run"
+    if task == "detection":
+        propose(DETECTION, tmp_path / "proposals.json")
     kills: list[tuple[int | None, int | None]] = [
         (rng.randint(1, 6), None),  # in the first epoch, perhaps before any save
         (None, rng.randint(1, 4)),  # inside a save

@@ -43,6 +43,10 @@ def test_only_networks_are_names() -> None:
                 last = [m for m in network.modules() if isinstance(m, nn.Linear)][-1]
                 assert last.out_features == 7, name
                 continue
+            if network.task == "detection":
+                out = network.eval()(torch.empty(1, 3, 65, 65), torch.zeros(3, 5))
+                assert out.logits.shape == (3, 1 + 7), name
+                continue
             frames = 2 if network.task == "flow" else 1
             out = network.eval()(*[torch.empty(1, 3, 65, 65)] * frames)
             maps = out[0] if isinstance(out, tuple) else out

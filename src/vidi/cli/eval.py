@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,10 +18,14 @@ from vidi.cli.arguments import parse
 from vidi.errors import InputError
 
 if TYPE_CHECKING:
+    from vidi.engine.detection_scores import FileScore as DetectionScore
     from vidi.engine.flow_files import FileScore as FlowScore
 
 SHOWN = 40
 """As many classes are shown without --all."""
+WORST = (("ap50", 1), ("recall", 1), ("missed", -1))
+"""By which column classes are the worst, and whether the lowest values are bad (1) or the highest;
+the first that a table has."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,17 @@ class Eval:
     """Average over the image at these sizes, relative to its own (labels per pixel)."""
     predictions: Annotated[str | None, arg(metavar="FOLDER")] = None
     """Score what lies in this folder, named as the images: boundary maps (grey images of 8 or 16
-    bits, .npy or .mat), or flow (.flo, or KITTI's PNG of 16 bits)."""
+    bits, .npy or .mat), flow (.flo, or KITTI's PNG of 16 bits), or detections (VOC's XML with
+    scores, YOLO's text with confidences; or COCO's results, one .json)."""
     suppress: FlagCreatePairsOff[bool] = False
     """Boundary maps of --predictions: put soft ones through non-maximum suppression first, as
     published figures do. Without it they are only thinned at each threshold."""
     figure: Annotated[str | None, arg(metavar="FILE")] = None
-    """Boundaries: draw the precision-recall curve into this file (.png, .pdf, .svg)."""
+    """Boundaries and detection: draw the precision-recall curve (of detection one per class) into
+    this file (.png, .pdf, .svg)."""
+    errors: FlagCreatePairsOff[bool] = False
+    """Detection: show of what kind the errors are, per class, and what AP50 would gain without
+    those of a kind."""
     all: FlagCreatePairsOff[bool] = False
     """Show every class, however many; otherwise the worst where they are many."""
     json: FlagCreatePairsOff[bool] = False
@@ -70,9 +79,15 @@ def main(arguments: Sequence[str]) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         model = api.load(told.run)
         result = model.evaluate(told.data, split=told.split, flip=told.flip, scales=told.scales)
-    if told.figure is not None:
+    if told.errors and "errors" not in result.details:
+        raise InputError(f"--errors is for detection; this run's task is {model.recipe.task}.")
+    if told.figure is not None and "curves" in result.details:
+        _figure_per_class(result.details, told.figure)
+    elif told.figure is not None:
         if "curve" not in result.details:
-            raise InputError("--figure draws the curve of boundaries, which this run does not see.")
+            raise InputError(
+                "--figure draws the curve of boundaries or detection, which this run does not see."
+            )
         details = result.details | {"metrics": result.metrics}
         human = told.data is None and model.description.data["format"] == "bsds"
         _figure(Path(told.run).name, details, told.figure, human)
@@ -84,14 +99,13 @@ def main(arguments: Sequence[str]) -> int:
                     "data": result.data,
                     "split": result.split,
                     "samples": result.samples,
-                    "metrics": result.metrics,
+                    "metrics": _finite(result.metrics),
+                    **_told_errors(told, result.details),
                 }
             )
         )
         return 0
-    rows = result.details.get("per_class", [])
-    if rows:
-        _show_classes(rows, told.all)
+    _show_tables(told, result.details)
     print(f"{result.data}, split {result.split}, {result.samples:,} samples")
     _show_metrics(result.metrics)
     return 0
@@ -105,7 +119,8 @@ def _score_files(told: Eval) -> int:
         )
     assert told.predictions is not None
 
-    from vidi.engine import flow_files
+    from vidi.data import detection_files
+    from vidi.engine import detection_scores, flow_files
     from vidi.engine.boundary_files import score_folder
 
     def done(count: int, total: int) -> None:
@@ -113,6 +128,14 @@ def _score_files(told: Eval) -> int:
             end = "\n" if count == total else ""
             print(f"\r{count:,} of {total:,} images", end=end, file=sys.stderr, flush=True)
 
+    if detection_files.kind_of(told.predictions) is not None:
+        if told.suppress:
+            raise InputError(f"{told.predictions} holds detections; --suppress is not for them.")
+        return _show_detections(
+            told, detection_scores.score(told.predictions, told.run, split=told.split, done=done)
+        )
+    if told.errors:
+        raise InputError(f"{told.predictions} holds no detections; --errors is for them.")
     if flow_files.holds_flow(told.predictions):
         if told.suppress or told.figure is not None:
             raise InputError(
@@ -175,17 +198,74 @@ def _show_flow(told: Eval, found: FlowScore) -> int:
     return 0
 
 
+def _show_detections(told: Eval, found: DetectionScore) -> int:
+    for note in found.notes:
+        print(f"vidi: {note}", file=sys.stderr)
+    if told.figure is not None:
+        _figure_per_class(found.details, told.figure)
+    if told.json:
+        said = {
+            "predictions": told.predictions,
+            "data": found.data,
+            "split": found.split,
+            "samples": found.count,
+            "metrics": _finite(found.metrics),
+            **_told_errors(told, found.details),
+        }
+        print(json.dumps(said))
+        return 0
+    _show_tables(told, found.details)
+    print(f"{told.predictions} against {found.data}, split {found.split}, {found.count:,} images")
+    _show_metrics(found.metrics)
+    return 0
+
+
+def _told_errors(told: Eval, details: Mapping[str, Any]) -> dict[str, Any]:
+    if not told.errors:
+        return {}
+    return {"errors": details["errors"], "gains": _finite(details["gains"])}
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """None where there is no value: JSON has no NaN."""
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+
+def _show_tables(told: Eval, details: Mapping[str, Any]) -> None:
+    if details.get("per_class"):
+        _show_classes(details["per_class"], told.all)
+    if not told.errors:
+        return
+    _show_classes(details["errors"], told.all)
+    gains = ", ".join(f"{name} {value:+.3f}" for name, value in details["gains"].items())
+    print(f"AP50 would gain without: {gains}")
+    print()
+
+
 def _show_metrics(metrics: Mapping[str, float]) -> None:
     width = max(len(name) for name in metrics)
     for name, value in metrics.items():
-        print(f"  {name:<{width}}  {value:.4f}")
+        print(f"  {name:<{width}}  {'–' if math.isnan(value) else f'{value:.4f}'}")
 
 
 def _figure(name: str, details: Mapping[str, Any], path: str, human: bool) -> None:
     from vidi.report import boundary_pictures
 
-    try:
+    with _writing_figure(path):
         boundary_pictures.precision_recall({name: details}, Path(path), human=human)
+
+
+def _figure_per_class(details: Mapping[str, Any], path: str) -> None:
+    from vidi.report import detection_pictures
+
+    with _writing_figure(path):
+        detection_pictures.precision_recall(details["per_class"], details["curves"], Path(path))
+
+
+@contextlib.contextmanager
+def _writing_figure(path: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as error:  # ValueError: an ending that matplotlib does not know
         raise InputError(f"The figure cannot be written to {path}: {error}.") from error
 
@@ -196,8 +276,10 @@ def _show_classes(rows: Sequence[Mapping[str, Any]], every: bool) -> None:
 
     shown = list(rows)
     if len(rows) > SHOWN and not every:
-        shown = sorted(rows, key=lambda row: _nan_last(row["recall"]))[:SHOWN]
-        print(f"The {SHOWN} of {len(rows)} classes with the lowest recall (--all: all)")
+        which, least = next(worst for worst in WORST if worst[0] in rows[0])
+        shown = sorted(rows, key=lambda row: least * _nan_last(row[which], least))[:SHOWN]
+        what = "lowest" if least > 0 else "most"
+        print(f"The {SHOWN} of {len(rows)} classes with the {what} {which} (--all: all)")
     table = Table(box=None, pad_edge=False)
     for name in rows[0]:
         table.add_column(name, justify="left" if name == "class" else "right", overflow="fold")
@@ -213,5 +295,5 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def _nan_last(value: float) -> float:
-    return math.inf if math.isnan(value) else value
+def _nan_last(value: float, least: int) -> float:
+    return least * math.inf if math.isnan(value) else value

@@ -1,4 +1,4 @@
-"""Say what a run sees: classes, heat maps, masks, boundaries, flow."""
+"""Say what a run sees: classes, objects, masks, edges, flow, heat maps."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from vidi.cli import detected
 from vidi.cli.arguments import parse
 from vidi.cli.one_by_one import predicted
 from vidi.cli.outputs import free_name, new_folder, writing_to
@@ -25,17 +26,20 @@ if TYPE_CHECKING:
     from vidi.api import BoundaryMap, Model, Prediction, Segmentation
     from vidi.engine.heatmaps import HeatMap
 
-CHUNK = {"segmentation": 4, "boundaries": 4}
+CHUNK = {"detection": 8, "segmentation": 4, "boundaries": 4}
 """Images predicted before their lines are printed: 64, or fewer where each gives an image."""
 SHEET = 24
 """Heat maps on the sheet."""
+LEAST = 0.5
 
 
 @dataclass(frozen=True)
 class Predict:
-    """Say what a run sees in images: classes, heat maps, masks, boundaries, motion.
+    """Say what a run sees in images: classes, objects, masks, boundaries, motion.
 
     vidi predict runs/photos-resnet18 cat.jpg holiday/
+
+    vidi predict runs/cells blood/ --least 0.7 --format coco
 
     vidi predict runs/motion --pair a.png b.png
     """
@@ -60,6 +64,12 @@ class Predict:
     """The class that --heatmap shows. none = each image's likeliest."""
     enlarge: float = 2.0
     """For --heatmap, the image's shorter side in sides of the training images: more show smaller things."""  # noqa: E501
+    least: float = LEAST
+    """Detection: the smallest score that is shown. The files of --format have all."""
+    format: Literal["coco", "voc", "yolo"] | None = None
+    """Detection: write files, too: COCO's results (detections.json), VOC's XML with scores, or YOLO's text with confidences."""  # noqa: E501
+    numbers: Annotated[str | None, arg(metavar="FILE")] = None
+    """The COCO file whose numbers of images and classes --format coco takes. none = the run's own data, if it is COCO's; else files' names, and classes from 1."""  # noqa: E501
     out: Annotated[str | None, arg(metavar="DIR")] = None
     """The folder for the files, new or empty. none = heatmaps (or predictions), heatmaps-2 …"""
     json: FlagCreatePairsOff[bool] = False
@@ -78,23 +88,30 @@ def main(arguments: Sequence[str]) -> int:
 
     with contextlib.redirect_stdout(sys.stderr):
         model = api.load(told.run)
+    _check_detection(told, model.recipe.task)
     if model.recipe.task == "flow":
         return _flow(model, told)
     if told.pair is not None:
         raise InputError(f"--pair is for flow; this run's task is {model.recipe.task}.")
-    dense = model.recipe.task in CHUNK
+    pictured = model.recipe.task in CHUNK
     if told.thin and model.recipe.task != "boundaries":
         raise InputError(f"--thin is for boundaries; this run's task is {model.recipe.task}.")
-    if not (dense or told.heatmap) and (told.label is not None or told.out is not None):
+    if not (pictured or told.heatmap) and (told.label is not None or told.out is not None):
         raise InputError("--class and --out are for pictures; say --heatmap with them.")
-    if dense and (told.heatmap or told.label is not None):
+    if pictured and (told.heatmap or told.label is not None):
         raise InputError(
             "--heatmap and --class are for classification; this run gives pictures as it is."
         )
     images, unread = _expand(told.sources)
     for sentence in unread:
         print(f"vidi: {sentence}", file=sys.stderr)
-    folder = _folder(told, model) if dense or told.heatmap else None
+    folder = _folder(told, model) if pictured or told.heatmap else None
+    objects = None
+    if model.recipe.task == "detection":
+        assert folder is not None
+        objects = detected.Writer(
+            model, folder, told.format, told.least, told.numbers, json_lines=told.json
+        )
     sheet: list[HeatMap] = []
     done, failed = 0, len(unread)
     chunk = CHUNK.get(model.recipe.task, 64)
@@ -107,7 +124,9 @@ def main(arguments: Sequence[str]) -> int:
                 continue
             picture = None
             try:
-                if dense:
+                if objects is not None:
+                    objects.write(result)
+                elif pictured:
                     assert folder is not None
                     write = _write_map if model.recipe.task == "boundaries" else _write_masks
                     write(model, result, told, folder)
@@ -117,13 +136,15 @@ def main(arguments: Sequence[str]) -> int:
             except InputError as error:
                 print(f"vidi: {error}", file=sys.stderr)
                 failed += 1
-            if not dense:
+            if not pictured:
                 _show(result, model.classes, told, picture)
             done += 1
         for note in model.notes:
             print(f"vidi: {note}", file=sys.stderr)
         model.notes.clear()
         sys.stdout.flush()
+    if objects is not None:
+        objects.finish()
     if folder is not None and len(sheet) > 1:
         from vidi.report import heatmap
 
@@ -133,6 +154,15 @@ def main(arguments: Sequence[str]) -> int:
         which = "read" if folder is None else "read or drawn"
         print(f"vidi: {failed} could not be {which}; {done} were predicted.", file=sys.stderr)
     return 0 if not failed else 1 if done else 2
+
+
+def _check_detection(told: Predict, task: str) -> None:
+    if task != "detection" and (told.least, told.format, told.numbers) != (LEAST, None, None):
+        raise InputError(
+            f"--least, --format and --numbers are for detection; this run's task is {task}."
+        )
+    if told.numbers is not None and told.format != "coco":
+        raise InputError("--numbers is for --format coco; say that, too.")
 
 
 def _flow(model: Model, told: Predict) -> int:

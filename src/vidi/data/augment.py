@@ -85,6 +85,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pair_scale": 0.03,
         "pair_shift": 0.03,
     },
+    # Girshick 2015, "Fast R-CNN", section 2.3 has the flip alone; from scratch more is needed.
+    "boxes": {**_PHOTOS, "crop": "shorter", "crop_area": (1.0, 1.0), "scale": 0.25},
     # TrivialAugment brings its own colours, so the preset's are off.
     "strong": {
         **_PHOTOS,
@@ -100,14 +102,20 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """What each preset puts where a field is ``"auto"``."""
 
+LONGER = 5 / 3
+"""The longer side of an image, at most, in shorter ones: 1000 pixels for 600, as Fast R-CNN has it
+(Girshick 2015, section 5.2)."""
 CROP_PCT = 0.875
 """Evaluation after random resized crops: the share of the resized shorter side that is seen."""
+OWN_SIZE = ("whole", "shorter")
+"""Crops by which inputs keep their image's proportions, so that their sizes differ."""
 TRIES = 10
 """Crops and erased boxes that do not fit the image are drawn again, this often at most."""
-EVALUATION: dict[str, Literal["centre", "whole"]] = {
+EVALUATION: dict[str, Literal["centre", "whole", "shorter"]] = {
     "random-resized": "centre",
     "zoom": "whole",
     "whole": "whole",
+    "shorter": "shorter",
 }
 """What evaluation sees, by the crop of training; the whole image squashed for the others."""
 ERASED_AREA = (0.02, 1 / 3)
@@ -211,7 +219,9 @@ class Plan:
 
     ids: Array
     size: int
-    crop: Literal["resize", "pad", "random-resized", "centre", "zoom", "whole"]
+    crop: Literal["resize", "pad", "random-resized", "centre", "zoom", "whole", "shorter"]
+    longest: int = 0
+    """Shorter: pixels of the longer side, at most."""
     areas: Array | None = None
     """float64 [B, TRIES]: shares of the image's area to try, and the ratios (w / h) with them."""
     ratios: Array | None = None
@@ -277,14 +287,15 @@ def plan(
     assert a.policy != "auto"
     assert a.pad != "auto"
     assert a.erasing != "auto"
+    longest = round(LONGER * image_size) if a.longest == "auto" else a.longest
     if not train:
-        return Plan(ids, image_size, EVALUATION.get(a.crop, "resize"))
-    out = Plan(ids, image_size, a.crop, padding=a.pad, ratio_range=a.crop_ratio)
+        return Plan(ids, image_size, EVALUATION.get(a.crop, "resize"), longest)
+    out = Plan(ids, image_size, a.crop, longest, padding=a.pad, ratio_range=a.crop_ratio)
 
     def uniform(name: str, n: int = 1) -> Array:
         return draws.uniform(seed, epoch, ids, name, n)
 
-    if a.crop not in ("resize", "whole"):
+    if a.crop not in ("resize", *OWN_SIZE):
         out.at = uniform("crop.at", 2)
     if a.crop == "random-resized":
         assert a.crop_area != "auto"
@@ -324,6 +335,17 @@ def plan(
     return out
 
 
+def target(plan: Plan, shape: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the input that an image of ``shape`` (h, w) becomes."""
+    h, w = shape
+    if plan.crop == "whole":
+        return h, w
+    if plan.crop == "shorter":
+        scale = min(plan.size / min(h, w), plan.longest / max(h, w))
+        return max(1, round(h * scale)), max(1, round(w * scale))
+    return plan.size, plan.size
+
+
 def matrix(plan: Plan, row: int, shape: tuple[int, int]) -> Array:
     """From the pixels of an image of ``shape`` (h, w) to input pixels, float64 [3, 3].
 
@@ -340,11 +362,13 @@ def matrix(plan: Plan, row: int, shape: tuple[int, int]) -> Array:
     - zoom: a square that is the input once zoomed, its place uniform among those within the image,
       or, along a side that it is longer than, among those that hold the image.
     - whole: the image as it is.
+    - shorter: the whole image, its shorter side brought to the input size, or less where the longer
+      one would be too long.
     - resize: the whole image, squashed.
     """
     h, w = shape
     size = plan.size
-    out_h, out_w = (h, w) if plan.crop == "whole" else (size, size)
+    out_h, out_w = target(plan, shape)
     x0, y0, cw, ch = 0, 0, w, h
     if plan.crop == "random-resized":
         x0, y0, cw, ch = _random_box(plan, row, h, w)

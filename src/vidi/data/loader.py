@@ -193,7 +193,7 @@ class Loader:
         ids = self._drawn(order, step)
         a = self.augmentation
         plan = augment.plan(a, self.image_size, self.seed, epoch, ids, order, train=self.train)
-        size = None if plan.crop == "whole" else self.image_size
+        size = None if plan.crop in augment.OWN_SIZE else self.image_size
         work = _Work(ids, size, pairs=self.load2 is not None)
         work.plan = plan
         if work.plan.partner is not None:
@@ -321,7 +321,7 @@ class Loader:
         matrix = augment.matrix(plan, row, (h, w))
         if (h, w) != size:
             matrix = matrix @ geometry.scaling(w / size[1], h / size[0])
-        target = (h, w) if plan.crop == "whole" else (self.image_size, self.image_size)
+        target = augment.target(plan, (h, w))
         sample = warp_sample(
             Sample(key=key, image=image, **truth),
             matrix,

@@ -15,10 +15,10 @@ from torch import nn
 
 from vidi.data import augment
 from vidi.data.survey import Survey
-from vidi.engine import muon, optimisers
+from vidi.engine import muon, optimisers, propose
 from vidi.engine.device import best_precision
 from vidi.models import DENSE
-from vidi.recipe import Recipe
+from vidi.recipe import Detection, Recipe
 
 SMALL = 64
 """Images up to this side (pixels) are tiny pictures: CIFAR's networks, no random resized crop."""
@@ -32,18 +32,23 @@ MUON_SHARE = 0.1
 """Muon is the default where making its updates orthogonal costs at most this share of a step."""
 CPU_MINUTES = 10.0
 GPU_MINUTES = 30.0
-SMALL_DENSE = {
+SMALL_NETWORKS = {
     "segmentation": "fcn_small",
     "boundaries": "hed_small",
     "flow": "flownet_small",
+    "detection": "fast_rcnn_small",
 }
 NATIVE = 720
 """Up to this median shorter side, images with labels per pixel stay at their own size; larger ones
 are shrunk to :data:`SHRUNK`, at which most objects can still be told."""
 SHRUNK = 512
-DENSE_MINUTES = {"segmentation": 13.0, "boundaries": 10.0, "flow": 20.0}
-"""On a CPU, with labels per pixel. Scoring BSDS500 afterwards takes half as long; what moves is
-learned later than what is there."""
+TASK_MINUTES = {"segmentation": 13.0, "boundaries": 10.0, "flow": 20.0, "detection": 13.0}
+"""On a CPU, where images give more than one label. Scoring BSDS500 afterwards takes half as long;
+what moves is learned later than what is there."""
+DETECTED = 320
+"""The shorter side of images, in pixels, at which detection is learned on a CPU."""
+BATCH = 4
+"""Images per step for detection from scratch; with weights it is two, as the paper has it."""
 FLOW_CROP = 64
 """Flow's crops have a multiple of this many pixels a side, to which its networks shrink them."""
 ON_HALVES = 0.4
@@ -73,7 +78,7 @@ def for_data(
     weights were trained at, if some are loaded.
     """
     notes: list[str] = []
-    dense = recipe.task in DENSE
+    dense, detects = recipe.task in DENSE, recipe.task == "detection"
     shorter = recipe.data.shorter
     if shorter == "auto":
         shorter = SHRUNK if dense and survey.shorter > NATIVE else 0
@@ -95,6 +100,10 @@ def for_data(
         # what is interpolated between them needs no cut.
         size = max(16, min(most, working)) // 16 * 16 + 1
         notes.append(f"image size: crops of {size} px in training, whole images in evaluation")
+    elif detects:
+        most = 600 if device.type == "cuda" or recipe.weights is not None else DETECTED
+        size = min(most, survey.shorter)
+        notes.append(f"image size: shorter side {size} px, longer side at most {5 * size // 3}")
     else:
         if weights_size is not None:
             size, why = weights_size, "what the weights were trained at"
@@ -107,23 +116,28 @@ def for_data(
         notes.append(f"image size: {size} px ({why})")
     model = recipe.model
     if model == "auto":
-        model = SMALL_DENSE[recipe.task] if dense else "resnet20" if size <= SMALL else "resnet18"
+        usual = "resnet20" if size <= SMALL else "resnet18"
+        model = SMALL_NETWORKS.get(recipe.task, usual)
         notes.append(f"model: {model} (for {size} px)")
     batch = recipe.batch_size
     if batch == "auto":
         # At least twenty updates an epoch, in batches that fill the processor.
         gpu = device.type == "cuda"
         # From scratch, many small steps of crops bring more than few large ones.
-        most = (16 if gpu else 8) if dense else 128 if gpu else 64
+        most = (16 if gpu else 8) if dense or detects else 128 if gpu else 64
         batch = max(8, min(most, 1 << max(0, (images // 20).bit_length() - 1)))
+        if detects:
+            batch = 2 if recipe.weights is not None else BATCH
         notes.append(f"batch size: {batch} (of {images:,} training images)")
     augmentation = recipe.augmentation
     if augmentation.preset == "auto":
-        preset: Literal["photos", "digits", "small", "dense", "flow"] = "photos"
+        preset: Literal["photos", "digits", "small", "dense", "flow", "boxes"] = "photos"
         if recipe.task == "flow":
             preset = "flow"
         elif dense:
             preset = "dense"
+        elif detects:
+            preset = "boxes"
         elif size <= SMALL:
             preset = "digits" if survey.grey else "small"
         augmentation = replace(augmentation, preset=preset)
@@ -131,8 +145,10 @@ def for_data(
             augmentation = replace(augmentation, zoom=(min(1.0, size / working), MOST_ZOOM))
         kind = "grey" if survey.grey else "colour"
         notes.append(f"augmentation: {preset} ({kind} images at {size} px)")
-    if dense and augmentation.preset == "none" and augmentation.crop == "auto":
-        augmentation = replace(augmentation, crop="whole")
+    if augmentation.preset == "none" and augmentation.crop == "auto" and (dense or detects):
+        augmentation = replace(augmentation, crop="whole" if dense else "shorter")
+    if augmentation.longest == "auto":
+        augmentation = replace(augmentation, longest=round(augment.LONGER * size))
     agree, disagreement = recipe.data.agree, recipe.data.disagreement
     agree = 3 if agree == "auto" else agree
     disagreement = "share" if disagreement == "auto" else disagreement
@@ -153,7 +169,7 @@ def for_data(
     threads = recipe.data.threads
     if threads == "auto":
         # Tiny images cost less to augment than a second thread costs a network on the same cores.
-        small = size <= SMALL and not dense
+        small = size <= SMALL and not dense and not detects
         threads = 0 if small and device.type == "cpu" else min(16, cores())
     resolved = replace(
         recipe,
@@ -164,15 +180,29 @@ def for_data(
         channels_last=channels_last,
         compile=compiled,
         augmentation=augment.resolve(augmentation),
+        detection=_detection(recipe, model),
         data=replace(
             recipe.data,
             threads=threads,
             shorter=shorter,
             agree=agree,
             disagreement=disagreement,
+            proposals=propose.settled(recipe.data.proposals),
         ),
     )
     return resolved, notes
+
+
+def _detection(recipe: Recipe, model: str) -> Detection:
+    """R-CNN fine-tunes on all that is no object (2014, section 2.3), 128 regions a batch; Fast
+    R-CNN on 64 an image, and what overlaps one a little (2015, section 2.3)."""
+    told = recipe.detection
+    each = model.startswith("rcnn")
+    if told.background_iou == "auto":
+        told = replace(told, background_iou=(0.0 if each else 0.1, 0.5))
+    if told.regions == "auto":
+        told = replace(told, regions=64)
+    return told
 
 
 def for_model(
@@ -202,8 +232,8 @@ def for_model(
         most = 15 if tuned else 60
         epochs = float(max(3, min(most, round(affordable))))
         untold = recipe.length.steps is None and recipe.length.minutes is None
-        if untold and dense:
-            minutes = GPU_MINUTES if gpu else DENSE_MINUTES[recipe.task]
+        if untold and recipe.task in TASK_MINUTES:
+            minutes = GPU_MINUTES if gpu else TASK_MINUTES[recipe.task]
             when = replace(when, minutes=minutes)
             notes.append(f"length: {minutes:g} minutes, without the last evaluation")
         elif untold:
@@ -220,7 +250,7 @@ def for_model(
         # Who gives a rate or a momentum means those of SGD, whose scale everybody knows.
         given = (recipe.lr, optimiser.momentum, optimiser.nesterov, optimiser.weight_decay)
         free = all(value == "auto" for value in given)
-        light = small or dense
+        light = small or dense or recipe.task == "detection"
         # FlowNet's is Adam, whose steps do not hang on the scale of the flow's error.
         usual: Literal["adamw", "sgd"] = "adamw" if recipe.task == "flow" else "sgd"
         name = "muon" if light and normed and not tuned and cheap and free else usual

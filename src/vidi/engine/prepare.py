@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from vidi.data.dataset import Dataset, FramePairs
 from vidi.data.loader import Loader
 from vidi.data.open import KIND
 from vidi.data.survey import LOOK, Survey, class_pixels, survey
-from vidi.engine import defaults, device, distributed
+from vidi.engine import defaults, device, distributed, propose
 from vidi.engine.evaluate import Compute
 from vidi.engine.run import BEST, Description, command, read_header, versions
 from vidi.errors import InputError
@@ -32,8 +32,8 @@ from vidi.models.weights import (
     load_weights,
     published_preprocessing,
 )
-from vidi.recipe import Recipe
-from vidi.tasks import Task
+from vidi.recipe import Detection, Recipe
+from vidi.tasks import Task, detection
 from vidi.types import Array, Normalisation
 
 MARGIN = 1.5
@@ -59,6 +59,8 @@ class Prepared:
     task: Task
     compute: Compute
     train: Loader
+    plain: Loader
+    """The training samples as evaluation sees them."""
     loaders: dict[str, Loader]
     """For evaluation, by split: val, and test where there is one."""
     is_head: Callable[[str], bool]
@@ -77,11 +79,13 @@ def prepare(
     saved: Description | None = None,
     network: Any = None,
     loss: Any = None,
+    say: propose.Say | None = None,
 ) -> Prepared:
     """Settle the recipe, check the images, build network, task and loaders.
 
     ``saved``: the description of a run that is resumed; then the recipe is settled already.
-    ``network``: the user's own module, or a callable that builds one for ``num_classes``.
+    ``network``: the user's own module, or a callable that builds one for ``num_classes``. ``say``
+    hears at once of what takes minutes.
     """
     notes: list[str] = []
     if dataset.task not in tasks.names():
@@ -94,6 +98,21 @@ def prepare(
             f"--data.balance {recipe.data.balance} is for data with one class per image"
             + (" or pixel" if recipe.data.balance in POWERS else "")
             + f"; {dataset.root} is data for {dataset.task}. Leave it at none."
+        )
+    detects = dataset.task == "detection"
+    if detects:
+        _refuse_for_detection(recipe)
+        _need_objects(dataset)
+    elif saved is None and (
+        recipe.detection != Detection()
+        or recipe.data.proposals != "auto"
+        or recipe.augmentation.crop == "shorter"
+        or recipe.augmentation.preset == "boxes"
+    ):
+        raise InputError(
+            "--detection, --data.proposals, and of augmentation the crop shorter and the preset "
+            "boxes, are for detection; "
+            f"{dataset.root} is data for {dataset.task}. Leave them out."
         )
     if dataset.task in models.DENSE:
         _refuse_for_dense(recipe, dataset.task)
@@ -169,10 +188,15 @@ def prepare(
         notes.append(report.sentence)
         is_head = set(report.replaced).__contains__
     frames = 1 if dataset.images2 is None else 2
-    macs = count.macs(model, recipe.image_size, frames=frames)
+    regions = recipe.detection.regions
+    assert regions != "auto"
+    macs = count.macs(model, recipe.image_size, frames=frames, regions=regions)
     if saved is None:
         val = len(dataset.splits["val"])
         seen = _evaluated_pixels(recipe, look) / recipe.image_size**2
+        if detects:
+            proposed = recipe.data.proposal_count
+            seen = count.macs(model, recipe.image_size, regions=proposed) / macs
         share = val * seen / (3 * len(train_ids))  # a forward pass is a third of a step's work
         if dataset.task == "boundaries":
             share *= SCORING
@@ -182,6 +206,10 @@ def prepare(
         if recipe.schedule.half:
             recipe, said = _on_halves(recipe, model, len(classes), by_default)
             notes += said
+    if detects and recipe.weights is not None and not recipe.freeze and saved is None:
+        recipe = dataclasses.replace(recipe, freeze=tuple(getattr(model, "frozen", ())))
+        if recipe.freeze:
+            notes.append(f"frozen, as in the paper: {', '.join(recipe.freeze)} (--freeze)")
     if recipe.freeze:
         freeze(model, recipe.freeze)
     frozen = frozen_modules(model)
@@ -217,6 +245,18 @@ def prepare(
     if saved is None:
         notes += audit.warnings(dataset)
     train_ids = dataset.splits["train"]
+    fingerprint, proposed_as = dataset.fingerprint(), None
+    if detects:
+        ids = np.concatenate(list(dataset.splits.values()))
+        dataset = propose.attach(dataset, ids, recipe, say, threads=defaults.cores())
+        truth = cache.keep_truth(dataset)
+        proposed_as = propose.digest(dataset, ids)
+        if saved is not None and saved.data.get("proposals") != proposed_as:
+            raise InputError(
+                f"The proposals ({recipe.data.proposals}) are not those that this run was begun "
+                "with: the file, or the version of OpenCV that computes them, is another. Begin a "
+                "new run."
+            )
 
     def train_mode(network: nn.Module) -> None:
         network.train()
@@ -234,6 +274,14 @@ def prepare(
             many = f"the {LOOK:,} training masks looked at" if len(train_ids) > LOOK else "training"
             notes.append(f"no pixel of {many} is {' or '.join(missing)}, which will not be learned")
     task = make_task(dataset.task, classes, recipe, counts, loss)
+    if detects:
+        objects, mean, std = detection.delta_statistics(truth, train_ids, len(classes))
+        missing = [name for name, n in zip(classes, objects, strict=True) if not n]
+        if missing and saved is None:
+            notes.append(f"no box of training is {' or '.join(missing)}, which will not be learned")
+        take: Any = getattr(model, "set_delta_statistics", None)
+        if take is not None:  # on resuming too: a run may have been killed before its first save
+            take(torch.from_numpy(mean), torch.from_numpy(std))
     compute = Compute(where, recipe.precision, bool(recipe.channels_last), normalisation)
     balance = None
     if recipe.data.balance == "sampler" and labels is not None:
@@ -256,8 +304,8 @@ def prepare(
             dataset, ids, recipe, task, store.load, normalisation, load2=load2, truth=truth
         )
         for name, ids in dataset.splits.items()
-        if name != "train"
     }
+    plain = loaders.pop("train")
     description = Description(
         recipe=recipe,
         classes=classes,
@@ -266,7 +314,8 @@ def prepare(
             "root": str(dataset.root),
             "format": dataset.format,
             "task": dataset.task,
-            "fingerprint": dataset.fingerprint(),
+            "fingerprint": fingerprint,
+            "proposals": proposed_as,
             "samples": {name: len(ids) for name, ids in dataset.splits.items()},
             "left_out": bad,
             "loss": address(loss),
@@ -286,6 +335,7 @@ def prepare(
         task=task,
         compute=compute,
         train=train,
+        plain=plain,
         loaders=loaders,
         is_head=is_head,
         train_mode=train_mode,
@@ -298,10 +348,12 @@ def prepare(
 def _completed(recipe: Recipe) -> Recipe:
     """A saved recipe as it was meant when it was saved: settings that have come since are off."""
     half = 0.0 if recipe.schedule.half == "auto" else recipe.schedule.half
+    regions = 64 if recipe.detection.regions == "auto" else recipe.detection.regions
     return dataclasses.replace(
         recipe,
         augmentation=augment.resolve(recipe.augmentation),
         schedule=dataclasses.replace(recipe.schedule, half=half),
+        detection=dataclasses.replace(recipe.detection, regions=regions),
     )
 
 
@@ -341,6 +393,8 @@ def make_task(
         options["sum_pixels"] = recipe.optimiser.sum_pixels
     if name == "boundaries":
         options |= {"agree": recipe.data.agree, "disagreement": recipe.data.disagreement}
+    if name == "detection":
+        options |= {f.name: getattr(recipe.detection, f.name) for f in fields(recipe.detection)}
     task: Task = tasks.find(name).Task(classes=classes, loss=loss, **options)
     return task
 
@@ -362,7 +416,7 @@ def loader(
     assert recipe.image_size != "auto" and recipe.batch_size != "auto"
     assert recipe.data.threads != "auto"
     batch = recipe.batch_size
-    if not train and recipe.task in models.DENSE:
+    if not train and (recipe.task in models.DENSE or recipe.task == "detection"):
         batch = min(batch, _whole_images(dataset, ids, recipe) * distributed.world())
     return Loader(
         dataset,
@@ -410,6 +464,8 @@ def kept_size(recipe: Recipe) -> int | None:
         assert recipe.data.shorter != "auto"
         return recipe.data.shorter or None
     enlarged = recipe.augmentation.crop == "random-resized"
+    if recipe.augmentation.crop == "whole":  # of detection
+        return None
     return math.ceil(recipe.image_size * (MARGIN if enlarged else 1))
 
 
@@ -426,6 +482,40 @@ def _refuse_for_single_images(recipe: Recipe, root: str) -> None:
         raise InputError(
             f"The augmentation preset flow is for pairs of frames, and {root} has single images."
         )
+
+
+def _refuse_for_detection(recipe: Recipe) -> None:
+    """InputError for augmentation that makes no sense of boxes, and regions that nothing is."""
+    a = recipe.augmentation
+    if a.crop not in ("auto", "shorter", "whole") or a.preset not in ("auto", "boxes", "none"):
+        raise InputError(
+            "Detection is trained with the augmentation preset boxes (or none) and the crop "
+            f"shorter or whole, which keep proportions; asked for are {a.preset} and {a.crop}."
+        )
+    if any(value not in ("auto", 0) for value in (a.mixup, a.cutmix)):
+        raise InputError("Mixup and CutMix mix labels of whole images; here they are boxes.")
+    propose.settled(recipe.data.proposals)
+    d = recipe.detection
+    if d.background_iou != "auto":
+        low, high = d.background_iou
+        if not 0 <= low < high <= 1:
+            raise InputError(
+                f"--detection.background-iou is {low:g} {high:g}; two numbers from 0 to 1 are "
+                "expected, the smaller one first."
+            )
+
+
+def _need_objects(dataset: Dataset) -> None:
+    """InputError where training or validation has nothing that can be found."""
+    for name in ("train", "val"):
+        if not any(
+            (~(found["boxes"].difficult | found["boxes"].crowd)).any()
+            for found in map(dataset.annotations, dataset.splits[name].tolist())
+        ):
+            raise InputError(
+                f"Not one image of the split {name} of {dataset.root} has a box (difficult and "
+                "crowd ones aside). Annotate some, or share the images out otherwise."
+            )
 
 
 def _refuse_for_dense(recipe: Recipe, task: str) -> None:

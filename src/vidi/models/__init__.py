@@ -164,6 +164,8 @@ def check(
     wanted = (1, num_classes, image_size, image_size) if dense else (1, num_classes)
     if task == "flow":
         wanted = (1, 2, image_size, image_size)
+    if task == "detection":
+        wanted = (2, 1 + num_classes)
     if isinstance(output, Tensor) and output.shape == wanted:
         return
     if dense and isinstance(output, Tensor) and output.dim() == 2:
@@ -173,6 +175,11 @@ def check(
         raise InputError(
             f"The network {name} should give a motion in x and y for each pixel of two images, a "
             f"tensor of shape {list(wanted)}; it gave {found}."
+        )
+    if task == "detection":
+        raise InputError(
+            f"The network {name} should give one number per class, the background's before them, "
+            f"for each of two regions, a tensor of shape {list(wanted)}; it gave {found}."
         )
     per = "per class and pixel" if dense else "per class"
     raise InputError(

@@ -19,16 +19,28 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def macs(model: nn.Module, image_size: int, *, channels: int = 3, frames: int | None = None) -> int:
+PROPOSED = 2000
+"""Regions that a detector of proposals is usually asked about, in an image."""
+
+
+def macs(
+    model: nn.Module,
+    image_size: int,
+    *,
+    channels: int = 3,
+    frames: int | None = None,
+    regions: int | None = None,
+) -> int:
     """Multiply-adds to predict one square image of ``image_size`` pixels.
 
     ``frames``: how many images the network takes; by default two if its task is flow, else one.
+    ``regions``: if its task is detection, how many; 2,000 unless told.
 
     Convolutions, matrix products and attention are counted, a multiplication and its addition as
     one, as the papers do; biases, normalisation, pooling and activations are not.
     """
     with _predicting(model), FlopCounterMode(display=False) as counter:
-        _run_on_meta(model, image_size, channels, frames)
+        _run_on_meta(model, image_size, channels, frames, regions)
     return int(counter.get_total_flops()) // 2
 
 
@@ -37,20 +49,20 @@ def trial(
 ) -> Any:
     """The network's output for one image of that size in evaluation mode; contents undefined.
 
-    ``frames``: as :func:`macs` has it.
+    ``frames``: as :func:`macs` has it. A detector is asked about two regions.
 
     Whatever the network raises for such an image passes through.
     """
     with _predicting(model):
         try:
-            return _run_on_meta(model, image_size, channels, frames)
+            return _run_on_meta(model, image_size, channels, frames, 2)
         except Exception:
             # A foreign network may look at values, which meta tensors do not have: run it truly.
             # (A lazy layer gets its shape by this, too.)
             like = next(model.parameters(), torch.empty(0))
             size = (1, channels, image_size, image_size)
             image = torch.zeros(size, dtype=like.dtype, device=like.device)
-            return model(*[image] * _frames(model, frames))
+            return model(*[image] * _frames(model, frames), *_about(model, image, 2))
 
 
 def smallest_image_size(
@@ -60,7 +72,7 @@ def smallest_image_size(
 
     def fits(size: int) -> bool:
         try:
-            _run_on_meta(model, size, 3, frames)
+            _run_on_meta(model, size, 3, frames, 2)
         except Exception:
             return False
         return True
@@ -84,12 +96,28 @@ def _frames(model: nn.Module, frames: int | None) -> int:
     return 2 if getattr(model, "task", "") == "flow" else 1
 
 
-def _run_on_meta(model: nn.Module, image_size: int, channels: int, frames: int | None) -> Any:
+def _about(model: nn.Module, image: torch.Tensor, regions: int | None) -> list[torch.Tensor]:
+    """What a detector is asked about: regions that are the whole image."""
+    if getattr(model, "task", "") != "detection":
+        return []
+    side = image.shape[-1]
+    whole = torch.tensor([[0.0, 0, 0, side, side]]).repeat(regions or PROPOSED, 1)
+    return [whole.to(image.device)]
+
+
+def _run_on_meta(
+    model: nn.Module,
+    image_size: int,
+    channels: int,
+    frames: int | None,
+    regions: int | None,
+) -> Any:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     lent = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     dtype = next((t.dtype for t in lent.values() if t.is_floating_point()), torch.float32)
     image = torch.empty((1, channels, image_size, image_size), dtype=dtype, device="meta")
-    return functional_call(model, lent, (image,) * _frames(model, frames))
+    about = _about(model, image, regions)
+    return functional_call(model, lent, (*(image,) * _frames(model, frames), *about))
 
 
 @contextmanager

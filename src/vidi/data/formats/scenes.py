@@ -38,9 +38,13 @@ TRUTH = {
 SIDE = {"flow": 256}
 """Pixels of a scene's sides where nothing is said; 128 for other tasks."""
 COUNTS = {"train": 10000, "val": 200, "test": 200}
-TRAIN = {"segmentation": 15000, "flow": 4000}
-"""Where that number is better: a run of minutes sees each of 10,000 masks a dozen times, and a pair
-of frames takes ten times as long to draw."""
+COUNTS_OF: dict[str, dict[str, int]] = {
+    "segmentation": {"train": 15000},
+    "flow": {"train": 4000},
+    "detection": {"train": 600, "val": 100, "test": 100},
+}
+"""Where other numbers are better: a run of minutes sees each of 10,000 masks a dozen times, a pair
+of frames takes ten times as long to draw, and a scene's proposals take a second."""
 APART = 10**9
 """Index of a split's first scene: 0, 10⁹, 2 · 10⁹."""
 DRAWN = 1
@@ -216,8 +220,8 @@ def _parsed(source: str) -> _What:
             f"{', '.join(TRUTH)}: {NAME}:{_nearest(task, TRUTH) or 'classification'}."
         )
     side = SIDE.get(task, 128)
-    size, difficulty, seed, counts = (side, side), "default", 0, dict(COUNTS)
-    counts["train"] = TRAIN.get(task, counts["train"])
+    size, difficulty, seed = (side, side), "default", 0
+    counts = COUNTS | COUNTS_OF.get(task, {})
     for option in source.split(",")[1:]:
         name, equals, value = (part.strip() for part in option.partition("="))
         if name == "size" and equals:
