@@ -73,8 +73,8 @@ def test_deltas_are_the_papers() -> None:
 
 
 def test_no_deltas_leave_each_classs_box_where_its_region_is() -> None:
-    regions = torch.cat((_random_boxes(100, seed=3), BROKEN[:4]))
-    found = boxes.decode(regions, torch.zeros(104, 12))
+    regions = torch.cat((_random_boxes(100, seed=3), BROKEN))
+    found = boxes.decode(regions, torch.zeros(108, 12))
     torch.testing.assert_close(found, regions.repeat(1, 3), atol=1e-4, rtol=0)
 
 
@@ -180,7 +180,9 @@ def test_broken_boxes_overlap_nothing_and_never_give_nan() -> None:
     pairs = torch.arange(8).repeat(8), torch.arange(8).repeat_interleave(8)
     deltas = boxes.encode(BROKEN[pairs[0]], BROKEN[pairs[1]])
     assert deltas.isfinite().all()
-    assert boxes.decode(BROKEN[pairs[0]], deltas).isfinite().all()
+    back = boxes.decode(BROKEN[pairs[0]], deltas)
+    assert back.isfinite().all()
+    assert (boxes.areas(back[pairs[0] < 6]) == 0).all()
     scores, labels = torch.linspace(1, 0.3, 8), torch.zeros(8, dtype=torch.long)
     assert boxes.suppress(BROKEN, scores, labels, 0.3)[0].tolist() == list(range(7))
     for soft in ("linear", "gaussian"):

@@ -227,3 +227,20 @@ def test_what_is_missed_and_what_is_found_twice() -> None:
     assert gains["duplicate"] == pytest.approx(67 / 101 - before)
     assert gains["missed"] == pytest.approx((51 + 50 * 2 / 3) / 101 - before)
     assert gains["wrong_class"] == gains["poor_box"] == gains["background"] == 0
+
+
+def test_mending_finds_no_object_twice_and_what_is_pointed_to_is_not_unseen() -> None:
+    """Of two cats one is found; a dog is seen there too; then the other cat is placed badly."""
+    there = boxes([[0, 0, 10, 10], [50, 50, 60, 60]], [CAT, CAT])
+    sample = Sample(key="a", image=IMAGE, boxes=there)
+    xyxy = [[0, 0, 10, 10], [0, 0, 10, 10], [50, 50, 60, 54]]
+    counts = ErrorCounts(2)
+    counts.update([detections(xyxy[:2], [DOG, CAT])], [sample])
+    gains = counts.gains()
+    assert gains["wrong_class"] == pytest.approx(0)
+    assert gains["missed"] == pytest.approx(50 / 101)
+    counts = ErrorCounts(2)
+    counts.update([detections(xyxy, [DOG, CAT, CAT])], [sample])
+    gains = counts.gains()
+    assert gains["poor_box"] == pytest.approx(50 / 101)
+    assert gains["missed"] == pytest.approx(0)

@@ -64,7 +64,9 @@ class Writer:
             if self.kind == "coco":
                 self._found.append((self._number(result.path), result.found))
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self.kind == "yolo" and not (names := self.folder / "classes.txt").exists():
+            names = self.folder / "classes.txt"
+            unnamed = self.kind == "yolo" or (self.kind == "coco" and self._coco is None)
+            if unnamed and not names.exists():
                 names.write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
             picture = free_name(self.folder, stem, ".png")
             drawn = detection_pictures.draw(

@@ -237,8 +237,9 @@ def _show_tables(told: Eval, details: Mapping[str, Any]) -> None:
     if not told.errors:
         return
     _show_classes(details["errors"], told.all)
-    gains = ", ".join(f"{name} {value:+.3f}" for name, value in details["gains"].items())
-    print(f"AP50 would gain without: {gains}")
+    gains = sorted(details["gains"].items(), key=lambda item: -_nan_last(item[1], -1))
+    told_gains = ", ".join(f"{name.replace('_', ' ')} {value:+.3f}" for name, value in gains)
+    print(f"AP50 would gain without: {told_gains}")
     print()
 
 
@@ -282,7 +283,9 @@ def _show_classes(rows: Sequence[Mapping[str, Any]], every: bool) -> None:
         print(f"The {SHOWN} of {len(rows)} classes with the {what} {which} (--all: all)")
     table = Table(box=None, pad_edge=False)
     for name in rows[0]:
-        table.add_column(name, justify="left" if name == "class" else "right", overflow="fold")
+        table.add_column(
+            name.replace("_", " "), justify="left" if name == "class" else "right", overflow="fold"
+        )
     for row in shown:
         table.add_row(*(_cell(value) for value in row.values()))
     Console(highlight=False, markup=False).print(table)

@@ -1,4 +1,4 @@
-"""Say what a run sees: classes, objects, masks, edges, flow, heat maps."""
+"""Say what a run sees: classes, objects, masks, edges, flow."""
 
 from __future__ import annotations
 

@@ -208,9 +208,9 @@ def read(
     """The detections of a split's images by their keys, and what should be known of them.
 
     COCO's results go by the numbers of the data's own COCO file, where it is of that format;
-    elsewhere by the images' names, and classes by their number plus 1. YOLO's classes are numbered
-    by a classes.txt among the files, or else as the data's; VOC's are named. An image for which
-    nothing is said has no detections.
+    elsewhere images go by their names, and classes are numbered from 1. Where such classes, or
+    YOLO's, have no COCO file, a classes.txt beside the files names them, or they are in the data's
+    order; VOC's are named. An image for which nothing is said has no detections.
 
     Raises :class:`InputError`, with the file and line or element, for what cannot be read, for
     classes that the data does not have, and where nothing belongs to an image of the split.
@@ -231,7 +231,14 @@ def read(
         numbers = coco_numbers(dataset.root, split) if dataset.format == "coco" else None
         images = _image_names(keys, numbers)
         if numbers is None:
-            categories = {k + 1: k for k in range(len(dataset.classes))}
+            names = _class_names(file.parent) if file.name == RESULTS else None
+            labels = _labels(names or dataset.classes, dataset.classes, path)
+            categories = {k: label for k, label in enumerate(labels, 1)}
+            if names is None:
+                notes.append(
+                    f"The data is not COCO's: category 1 was taken for {dataset.classes[0]}, its "
+                    "first class, and so on."
+                )
         else:
             categories = {numbers.categories[name]: k for k, name in enumerate(dataset.classes)}
         found, others = read_coco(file, images, categories)

@@ -280,7 +280,7 @@ def _fit_svms(
     for k in group:
         line = svms[k].finish() if k in svms else None
         if line is None:
-            weight, bias = np.zeros((1, _width(files, ids))), NEVER
+            weight, bias = np.zeros((1, files.features(int(ids[0])).shape[1])), NEVER
             what = "no true box to learn from" if k not in svms else "no region that is none"
             told.note(f"{classes[k]} has {what}: it will never be found.")
         else:
@@ -304,8 +304,8 @@ def _fit_boxes(
     Pool5 is scaled as the published code does, for which λ is meant; the paper does not say so.
     """
     scale = _scale(files.near, ids)
+    told.start(f"Boxes of {', '.join(classes[k] for k in group)}", len(group) * len(ids))
     for k in group:
-        told.start(f"Boxes of {classes[k]}", len(ids))
         ridge = None
         for i in told.each(ids):
             regions = files.regions(i)
@@ -325,7 +325,7 @@ def _fit_boxes(
         else:
             weight, bias = ridge.solve()
         _write_fit("boxes", fits, k, scale * weight, bias)
-        told.end()
+    told.end()
 
 
 def _scale(read: Callable[[int], Array], ids: Array) -> float:
@@ -334,10 +334,6 @@ def _scale(read: Callable[[int], Array], ids: Array) -> float:
     norms = np.concatenate([np.linalg.norm(read(int(i)), axis=1) for i in ids[some]])
     mean = float(norms.mean(dtype=np.float64)) if len(norms) else 0.0
     return NORM / mean if mean else 1.0
-
-
-def _width(files: RegionFiles, ids: Array) -> int:
-    return int(files.features(int(ids[0])).shape[1])
 
 
 # Files

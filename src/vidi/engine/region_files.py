@@ -108,7 +108,10 @@ class RegionFiles:
     def features(self, i: int, start: int = 0) -> Array:
         """float32 [P + T - start, D], of the regions from that one on."""
         with self._open(i) as file:
-            rows: Array = file.get_slice("features")[start:]
+            # A slice of nothing is an error there.
+            rows: Array = (
+                file.get_slice("features")[start:] if start else file.get_tensor("features")
+            )
         return rows.astype(np.float32)
 
     def near(self, i: int) -> Array:

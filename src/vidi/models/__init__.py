@@ -168,7 +168,8 @@ def check(
         wanted = (2, 1 + num_classes)
     if isinstance(output, Tensor) and output.shape == wanted:
         return
-    if dense and isinstance(output, Tensor) and output.dim() == 2:
+    of_images = isinstance(output, Tensor) and output.dim() == 2 and len(output) == 1
+    if (dense or task == "detection") and of_images:
         raise _other_task(name, "classification", task)
     found = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if task == "flow":

@@ -63,8 +63,8 @@ def decode(regions: Tensor, deltas: Tensor) -> Tensor:
     """
     centre, sides = (x[:, None] for x in _centres(regions))
     each = _exact(deltas).reshape(len(deltas), deltas.shape[1] // 4, 4)
-    centre = centre + each[..., :2] * sides.clamp_min(0)
-    half = each[..., 2:].clamp_max(LARGEST).exp() * sides.clamp_min(0) / 2
+    centre = centre + each[..., :2] * sides
+    half = each[..., 2:].clamp_max(LARGEST).exp() * sides / 2
     return torch.cat((centre - half, centre + half), 2).flatten(1)
 
 

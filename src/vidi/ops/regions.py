@@ -7,7 +7,6 @@ no area; but its image must be there. K may be 0.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -31,9 +30,8 @@ def pool(features: Tensor, regions: Tensor, size: tuple[int, int] | int, scale: 
     one cell wide; a bin goes from the floor of its start to the ceiling of its end, so that bins
     may share cells; one that lies outside the map is 0. The gradient goes to the first maximum.
     """
-    with _without_autocast(features):
-        maps = _exact(features)
-        out: Tensor = torchvision.ops.roi_pool(maps, regions.to(maps.dtype), size, scale)
+    maps = _exact(features)  # whatever autocast made of them
+    out: Tensor = torchvision.ops.roi_pool(maps, regions.to(maps.dtype), size, scale)
     return out
 
 
@@ -51,10 +49,9 @@ def align(
     at (j + 0.5, i + 0.5) / ``scale`` pixels. Points up to one cell beyond the outermost cells'
     middles have these cells' values; further out they are 0.
     """
-    with _without_autocast(features):
-        maps = _exact(features)
-        where = regions.to(maps.dtype)
-        out: Tensor = torchvision.ops.roi_align(maps, where, size, scale, sampling, aligned=True)
+    maps = _exact(features)
+    where = regions.to(maps.dtype)
+    out: Tensor = torchvision.ops.roi_align(maps, where, size, scale, sampling, aligned=True)
     return out
 
 
@@ -86,9 +83,3 @@ def warp(images: Tensor, regions: Tensor, size: int, context: int) -> Tensor:
 
 def _exact(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
-
-
-def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Coordinates in bf16 would be whole cells off, and maxima rounded."""
-    kind = x.device.type
-    return contextlib.nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)

@@ -1,0 +1,187 @@
+"""Detection from files to a run: what is learned, what is refused, what is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import nn
+
+import vidi
+from vidi.errors import InputError
+from vidi.models.small_fast_rcnns import fast_rcnn_small
+
+Propose = Callable[[str, Path], str]
+COUNTS = {"train": 16, "val": 4, "test": 4}
+
+
+def detector(num_classes: int) -> nn.Module:
+    return fast_rcnn_small(
+        num_classes,
+        stem=(8, 8),
+        widths=(8, 16, 16, 16),
+        depths=(1, 1, 1, 1),
+        merged=16,
+        pooled=3,
+        hidden=32,
+    )
+
+
+def squares(folder: Path, empty: tuple[str, ...] = ("train/00", "val/00")) -> Path:
+    """Red and green squares on grey noise, in YOLO's layout; some images have none."""
+    rng = np.random.default_rng(0)
+    for split, count in COUNTS.items():
+        for part in ("images", "labels"):
+            (folder / part / split).mkdir(parents=True)
+        for i in range(count):
+            w, h = (64, 48) if i % 2 else (48, 56)
+            pixels = rng.integers(60, 120, (h, w, 1)).repeat(3, 2)
+            lines = []
+            if f"{split}/{i:02}" not in empty:
+                for k in range(2):
+                    side = int(rng.integers(14, 22))
+                    x = int(rng.integers(0, w // 2 - side)) + k * w // 2
+                    y = int(rng.integers(0, h - side))
+                    pixels[y : y + side, x : x + side] = (220, 30, 30) if k else (30, 220, 30)
+                    box = (x + side / 2) / w, (y + side / 2) / h, side / w, side / h
+                    lines.append(" ".join([str(k), *(f"{v:.6f}" for v in box)]))
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / "images" / split / f"{i:02}.png")
+            (folder / "labels" / split / f"{i:02}.txt").write_text("\n".join(lines))
+    (folder / "data.yaml").write_text(
+        "train: images/train\nval: images/val\ntest: images/test\nnames: [green, red]\n"
+    )
+    return folder
+
+
+def train(source: Any, run: Path, proposals: str, **more: Any) -> vidi.Run:
+    settings: dict[str, Any] = {
+        "model": detector,
+        "image_size": 48,
+        "batch_size": 4,
+        "device": "cpu",
+        "precision": "fp32",
+        "data": {"threads": 0, "proposals": proposals},
+        "logging": {"pictures": False},
+        "length": {"steps": 4},
+    }
+    return vidi.train(str(source), run=run, **{**settings, **more})
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return squares(tmp_path / "squares")
+
+
+def test_learns_what_is_easy_and_tells_it_in_original_pixels(
+    tmp_path: Path, data: Path, propose: Propose
+) -> None:
+    proposals = propose(str(data), tmp_path / "own.json")
+    run = train(data, tmp_path / "run", proposals, length={"steps": 160}, logging={})
+    assert run.test_metrics is not None
+    assert run.metrics["map50"] > 0.9 and run.test_metrics["map50"] > 0.9
+    for name in ("predictions.png", "precision-recall.png", "errors.png", "curves.png"):
+        with Image.open(run.path / name) as picture:
+            assert min(picture.size) > 100
+    evaluation = json.loads((run.path / "evaluation.json").read_text())["test"]
+    assert [row["class"] for row in evaluation["per_class"]] == ["green", "red"]
+
+    model = vidi.load(run.path, network=detector)
+    assert model.evaluate().metrics == pytest.approx(run.test_metrics, abs=1e-6, nan_ok=True)
+    dataset = vidi.open(str(data))
+    with pytest.raises(InputError, match=r"own\.json has no proposals for 1 of 1"):
+        model.predict(data / "images" / "test" / "01.png")
+    # The same through a method that proposes for any image.
+    again = vidi.recipe.replace(model.recipe, {"data.proposals": "edge-boxes"})
+    object.__setattr__(model.description, "recipe", again)
+    (found,) = model.predict(data / "images" / "test" / "01.png")
+    assert found.size == (48, 64) and len(found.names) == len(found.found)
+    truth = dataset[int(dataset.splits["test"][1])].boxes
+    assert truth is not None and (found.found.scores >= 0.01).all()
+
+
+def test_a_folded_network_is_saved(tmp_path: Path, data: Path, propose: Propose) -> None:
+    """Of use without the statistics of its targets, which are one and nought then."""
+    run = train(data, tmp_path / "run", propose(str(data), tmp_path / "own.json"))
+    network: Any = vidi.load(run.path, network=detector).network
+    assert (network.delta_std == 1).all() and (network.delta_mean == 0).all()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_any_object_is_refused(
+    tmp_path: Path, propose: Propose, split: str
+) -> None:
+    empty = tuple(f"{split}/{i:02}" for i in range(COUNTS[split]))
+    folder = squares(tmp_path / "bare", empty)
+    with pytest.raises(InputError, match=f"Not one image of the split {split}"):
+        train(folder, tmp_path / "run", propose(str(folder), tmp_path / "own.json"))
+
+
+def test_a_class_without_boxes_is_told(
+    tmp_path: Path, data: Path, propose: Propose, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (data / "labels" / "train").iterdir():
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join(line for line in lines if line.startswith("0")))
+    run = train(data, tmp_path / "run", propose(str(data), tmp_path / "own.json"))
+    assert "no box of training is red, which will not be learned" in capsys.readouterr().err
+    assert np.isfinite(run.metrics["map50"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"augmentation": {"crop": "zoom"}}, "preset boxes"),
+        ({"augmentation": {"preset": "photos"}}, "preset boxes"),
+        ({"augmentation": {"mixup": 0.2}}, "Mixup"),
+        ({"detection": {"background_iou": (0.5, 0.1)}}, "smaller one first"),
+        ({"detection": {"nms": 1.5}}, "--detection.nms"),
+        ({"data": {"proposals": "none"}}, "--data.proposals"),
+        ({"data": {"balance": "weights"}}, "--data.balance"),
+        ({"model": "resnet18"}, "resnet18 is for classification"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    tmp_path: Path, data: Path, propose: Propose, change: dict[str, Any], said: str
+) -> None:
+    proposals = propose(str(data), tmp_path / "own.json")
+    with pytest.raises(InputError, match=said):
+        train(data, tmp_path / "run", proposals, **change)
+
+
+def test_what_is_for_detection_is_refused_elsewhere(tmp_path: Path, photos: Path) -> None:
+    for change in (
+        {"detection": {"most": 3}},
+        {"data": {"proposals": "edge-boxes"}},
+        {"augmentation": {"crop": "shorter"}},
+        {"augmentation": {"preset": "boxes"}},
+    ):
+        with pytest.raises(InputError, match="are for detection"):
+            vidi.train(str(photos), run=tmp_path / "run", **change)
+
+
+def test_other_proposals_are_another_run(tmp_path: Path, data: Path, propose: Propose) -> None:
+    path = tmp_path / "own.json"
+    proposals = propose(str(data), path)
+    train(data, tmp_path / "run", proposals)
+    lists = json.loads(path.read_text())
+    first = next(iter(lists))
+    lists[first][0][0] += 1
+    path.write_text(json.dumps(lists))
+    with pytest.raises(InputError, match="not those that this run was begun with"):
+        train(data, tmp_path / "run", proposals, resume=True, length={"steps": 8})
+
+
+def test_any_size_of_image_is_seen(tmp_path: Path, data: Path) -> None:
+    """Smaller than the network's stride, a strip, one that is all alike: boxes and no NaN."""
+    run = train(data, tmp_path / "run", "edge-boxes")
+    model = vidi.load(run.path, network=detector)
+    shapes = ((3, 5), (1, 1), (300, 8), (64, 64))
+    images = [np.zeros((h, w, 3), np.uint8) for h, w in shapes]
+    for found, (h, w) in zip(model.predict(images), shapes, strict=True):
+        assert found.size == (h, w) and np.isfinite(found.found.xyxy).all()
+        assert (found.found.xyxy <= [w, h, w, h]).all()
