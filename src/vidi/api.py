@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import importlib.util
 import inspect
@@ -46,9 +47,9 @@ from vidi.engine.run import (
     read_header,
     read_metrics,
 )
-from vidi.engine.train import Outcome, Progress, fit
+from vidi.engine.train import Outcome, Progress, fit, write_weights
 from vidi.errors import InputError
-from vidi.models import DENSE
+from vidi.models import DENSE, compress
 from vidi.models.convolutional import Convolutional, convolutionalize
 from vidi.ops.suppression import suppress
 from vidi.recipe import Recipe
@@ -190,6 +191,11 @@ def train(
         stack.enter_context(distributed.session())
         display = progress if progress is not None else stack.enter_context(report.display())
         directory, saved = _place(run, resume, data, wanted)
+        if saved is not None and saved.data.get("svd"):
+            raise InputError(
+                f"{directory.path} holds compressed weights (truncated SVD), which are not trained "
+                "on. Go on with the run that they were made from."
+            )
         if saved is not None:
             wanted = _resumed(saved.recipe, changes, recipe)
             data = saved.data["root"] if data is None else data
@@ -470,6 +476,40 @@ class Model:
             details=task.details(meter),
         )
 
+    def compressed(self, ranks: Sequence[int]) -> Model:
+        """The same with the fully connected layers that look at each region, in their order, cut
+        down to these ranks by a truncated SVD (Girshick 2015, "Fast R-CNN", section 3.1, which took
+        1024 and 256 for VGG-16). What it costs, :meth:`evaluate` of both says.
+
+        Raises :class:`InputError` where there are no such layers, for more ranks than layers, and
+        for a rank that a layer cannot have.
+        """
+        layers = compress.connected(self.network) if self.recipe.task == "detection" else []
+        if not 0 < len(ranks) <= len(layers):
+            has = (
+                f"{self.recipe.model} has {len(layers) or 'no'} fully connected layers that look at"
+            )
+            raise InputError(
+                f"A truncated SVD takes a rank for each layer, and {has} regions one by one"
+                + (f" ({', '.join(layers)})" if layers else "")
+                + f"; given are {len(ranks)} ranks."
+            )
+        cut = dict(zip(layers, map(int, ranks), strict=False))
+        network = compress.truncated_svd(self.network, cut)
+        data = self.description.data | {"svd": cut}
+        description = dataclasses.replace(self.description, data=data)
+        return dataclasses.replace(self, network=network, description=description)
+
+    def save(self, run: str | Path) -> Path:
+        """Write a run of these weights alone, which can be used and evaluated but not gone on with,
+        into a new folder. Gives its path."""
+        directory = RunDirectory(Path(run).expanduser())
+        if directory.path.exists():
+            raise InputError(f"{directory.path} exists already. Choose another folder.")
+        directory.write_description(self.description)
+        write_weights(directory, self.network, self.description)
+        return directory.path
+
     def _views(self, flip: bool, scales: Sequence[float]) -> dict[str, Any]:
         """What the task's predict is to average over."""
         scales = tuple(float(scale) for scale in scales)
@@ -533,6 +573,9 @@ def load(run: str | Path, *, device: str = "auto", network: Any = None) -> Model
     recipe = description.recipe
     assert recipe.image_size != "auto"
     network = build(recipe, network, len(description.classes))
+    if description.data.get("svd"):  # of the shapes alone: the numbers are in the file
+        network = compress.truncated_svd(network.to("meta"), description.data["svd"])
+        network = network.to_empty(device="cpu")
     _load_strictly(network, file, recipe.model)
     where = devices.choose(device)
     channels_last = bool(recipe.channels_last)

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import nn
 
 import vidi
 from vidi.errors import InputError
+from vidi.models import count
 from vidi.models.small_fast_rcnns import fast_rcnn_small
 
 Propose = Callable[[str, Path], str]
@@ -35,10 +37,10 @@ def detector(num_classes: int) -> nn.Module:
 def squares(folder: Path, empty: tuple[str, ...] = ("train/00", "val/00")) -> Path:
     """Red and green squares on grey noise, in YOLO's layout; some images have none."""
     rng = np.random.default_rng(0)
-    for split, count in COUNTS.items():
+    for split, images in COUNTS.items():
         for part in ("images", "labels"):
             (folder / part / split).mkdir(parents=True)
-        for i in range(count):
+        for i in range(images):
             w, h = (64, 48) if i % 2 else (48, 56)
             pixels = rng.integers(60, 120, (h, w, 1)).repeat(3, 2)
             lines = []
@@ -109,6 +111,30 @@ def test_a_folded_network_is_saved(tmp_path: Path, data: Path, propose: Propose)
     run = train(data, tmp_path / "run", propose(str(data), tmp_path / "own.json"))
     network: Any = vidi.load(run.path, network=detector).network
     assert (network.delta_std == 1).all() and (network.delta_mean == 0).all()
+
+
+def test_a_truncated_svd_is_a_run_of_its_own(tmp_path: Path, data: Path, propose: Propose) -> None:
+    run = train(data, tmp_path / "run", propose(str(data), tmp_path / "own.json"))
+    model = vidi.load(run.path, network=detector)
+    whole = model.compressed([32, 32])
+    assert whole.evaluate().metrics == pytest.approx(
+        model.evaluate().metrics, abs=1e-5, nan_ok=True
+    )
+    small = model.compressed([2])
+    assert count.parameters(small.network) < count.parameters(model.network)
+    path = small.save(tmp_path / "small")
+    again = vidi.load(path, network=detector)
+    for name, tensor in small.network.state_dict().items():
+        assert torch.equal(tensor, again.network.state_dict()[name]), name
+    same = pytest.approx(small.evaluate().metrics, abs=0, nan_ok=True)
+    assert again.evaluate().metrics == same
+    with pytest.raises(InputError, match="compressed weights"):
+        vidi.train(run=path, resume=True, model=detector)
+    for ranks, said in (([], "given are 0"), ([1, 2, 3], "given are 3"), ([99], "rank 99")):
+        with pytest.raises(InputError, match=said):
+            model.compressed(ranks)
+    with pytest.raises(InputError, match="exists already"):
+        small.save(path)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -24,7 +24,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.svm import LinearSVC
 
 import vidi
-from vidi.engine import checkpoint, finish, region_fits
+from vidi.engine import finish, region_fits
 from vidi.engine.region_files import RegionFiles, Regions
 from vidi.engine.region_fits import MinedSvm, Ridge
 from vidi.engine.run import RunDirectory
@@ -93,7 +93,7 @@ def test_what_is_taken_in_and_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
 
     mined = MinedSvm(column(3.0))
     mined.add(column(-5, -1.1, 0.5))
-    assert fitted == [[-5, -1.1, 0.5]] or np.allclose(fitted[0], [-5, -1.1, 0.5])
+    np.testing.assert_allclose(fitted, [[-5, -1.1, 0.5]], rtol=1e-6)
     mined.add(column(-1.05, -0.5, -9))  # one is new
     mined.add(column(-0.25))
     assert len(fitted) == 1, "two new ones are not yet more than two"
@@ -337,8 +337,8 @@ def train(run: str, die_at: str | None = None, signal_at: str | None = None) -> 
         removed(folder, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint.os, "replace", dying)
-        patch.setattr(finish.shutil, "rmtree", dying_in_removal)
+        patch.setattr("vidi.engine.checkpoint.os.replace", dying)
+        patch.setattr("vidi.engine.finish.shutil.rmtree", dying_in_removal)
         return vidi.train(
             "scenes:detection,size=64,n=12,val=2,test=0",
             model="rcnn_small",

@@ -124,6 +124,16 @@ def test_a_region_at_the_right_edge_is_not_empty() -> None:
     assert (network.pooled(maps, thin) >= 1).all()
 
 
+def test_a_regions_last_pixel_is_within_it() -> None:
+    """Pixels 8 to 11 are in cell 1 = round(8 / 8) = round(11 / 8); pixel 12 is the next cell's."""
+    network = made("fast_rcnn_small", roi="pool", num_classes=3)
+    maps = torch.arange(25.0).view(1, 1, 5, 5)
+    regions = torch.tensor([[0.0, 8, 8, 12, 12], [0.0, 8, 8, 13, 12]])
+    one, two = network.pooled(maps, regions)
+    assert (one == maps[0, 0, 1, 1]).all()
+    assert set(two.flatten().tolist()) == {6.0, 7.0}
+
+
 # Each region its own
 
 

@@ -359,7 +359,7 @@ def test_auxiliary_outputs_pass_the_check() -> None:
 
 
 def test_names_by_task() -> None:
-    kinds = ("classification", "segmentation", "boundaries", "flow")
+    kinds = ("classification", "detection", "segmentation", "boundaries", "flow")
     assert sorted(n for kind in kinds for n in models.names(kind)) == sorted(models.names())
     assert "resnet18" in models.names("multilabel")
     assert all(name.startswith("fcn") for name in models.names("segmentation"))

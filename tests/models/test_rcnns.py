@@ -108,7 +108,7 @@ def test_a_region_of_the_networks_own_size_is_seen_as_it_is() -> None:
 def test_before_it_is_finished_the_softmax_ranks_and_boxes_stay() -> None:
     torch.manual_seed(0)
     model = rcnn_small(3).eval()
-    nn.init.normal_(model.classifier[-1].weight)  # type: ignore[arg-type]
+    nn.init.normal_(model.classifier[-1].weight)
     with torch.no_grad():
         found = model(*some(9))
     torch.testing.assert_close(found.scores, found.logits.softmax(1)[:, 1:])

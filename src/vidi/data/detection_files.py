@@ -233,7 +233,7 @@ def read(
         if numbers is None:
             names = _class_names(file.parent) if file.name == RESULTS else None
             labels = _labels(names or dataset.classes, dataset.classes, path)
-            categories = {k: label for k, label in enumerate(labels, 1)}
+            categories = dict(enumerate(labels, 1))
             if names is None:
                 notes.append(
                     f"The data is not COCO's: category 1 was taken for {dataset.classes[0]}, its "

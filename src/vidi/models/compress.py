@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from vidi.errors import InputError
+from vidi.models.fast_rcnns import NEW, FastRCNN
 
 
 def truncated_svd(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
@@ -38,6 +39,15 @@ def truncated_svd(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
         id(layer): _two(layer, ranks[name]).train(layer.training) for name, layer in layers.items()
     }
     return copy.deepcopy(model, memo=replaced)
+
+
+def connected(model: nn.Module) -> list[str]:
+    """The fully connected layers of a Fast R-CNN that look at each region, in order, by name: all
+    but the two that give classes and boxes. Other networks have none."""
+    if not isinstance(model, FastRCNN):
+        return []
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return [name for name in linear if not f"{name}.".startswith(NEW)]
 
 
 def _check(model: nn.Module, name: str, rank: int) -> None:

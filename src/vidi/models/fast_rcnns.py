@@ -62,7 +62,8 @@ class FastRCNN(nn.Module):
 
     A network gives ``maps(image)``, [B, C, h, w] at 1/``stride``, and ``responses(pooled)``: from
     [K, C, ``size``, ``size``] the ``width`` numbers of each region on which the siblings stand.
-    ``first``: the centre of the maps' cell 0, in pixels.
+    ``first``: the centre of the maps' cell 0, in pixels. ``sampling``: in RoI align, points per bin
+    and direction.
     """
 
     task = "detection"
@@ -74,12 +75,21 @@ class FastRCNN(nn.Module):
     delta_std: Tensor
 
     def __init__(
-        self, num_classes: int, width: int, *, roi: Roi, size: int, stride: int, first: float
+        self,
+        num_classes: int,
+        width: int,
+        *,
+        roi: Roi,
+        size: int,
+        stride: int,
+        first: float,
+        sampling: int = 2,
     ) -> None:
         super().__init__()
         if roi not in ("pool", "align"):
             raise InputError(f"There is no way to pool regions called {roi!r}; use pool or align.")
-        self.roi, self.size, self.stride, self.first = roi, size, stride, first
+        self.roi, self.size, self.stride = roi, size, stride
+        self.first, self.sampling = first, sampling
         self.cls_score = nn.Linear(width, 1 + num_classes)
         self.bbox_pred = nn.Linear(width, 4 * (1 + num_classes))
         for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):  # section 2.3
@@ -116,7 +126,8 @@ class FastRCNN(nn.Module):
             # Aligning takes cell k for the middle of its stride; it stands where it stands.
             shift = self.stride / 2 - self.first
             regions = torch.cat((regions[:, :1], regions[:, 1:] + shift), 1)
-            return regions_ops.align(maps, regions, self.size, scale).to(maps.dtype)
+            aligned = regions_ops.align(maps, regions, self.size, scale, self.sampling)
+            return aligned.to(maps.dtype)
         index, x0, y0, x1, y1 = regions.unbind(1)
         bottom, right = ((n - 1) * self.stride for n in maps.shape[2:])
         x0, x1 = x0.clamp(0, right), (x1 - 1).clamp(0, right)
