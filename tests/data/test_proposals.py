@@ -21,6 +21,7 @@ from PIL import Image
 
 from vidi.data import proposals as p
 from vidi.data.dataset import ArrayImages, Dataset, PathTable
+from vidi.data.open import open_data
 from vidi.data.overlap import iou
 from vidi.data.recall import recall, recall_per_class
 from vidi.errors import InputError
@@ -436,3 +437,15 @@ def test_recall_on_blood_cells(real_data: Path) -> None:
     for method, least in (("selective-fast", 0.85), ("edge-boxes", 0.85)):
         offered = p.proposals_of(dataset, ids, method, threads=2)  # type: ignore[arg-type]
         assert recall(offered, truth, counts=(2000,)).table[0, 0] > least
+
+
+def test_embedded_data_has_one_folder_of_proposals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever one stands, and however many scenes are asked for."""
+    few, more = ("scenes:detection,size=32,n=2,val=1,test=0", "scenes:detection,size=32,n=3,val=1")
+    first = p.search(open_data(few), np.arange(2), "edge-boxes")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = p.search(open_data(more), np.arange(3), "edge-boxes")
+    assert (first.computed, again.computed) == (2, 1)

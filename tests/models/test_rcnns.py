@@ -108,7 +108,7 @@ def test_a_region_of_the_networks_own_size_is_seen_as_it_is() -> None:
 def test_before_it_is_finished_the_softmax_ranks_and_boxes_stay() -> None:
     torch.manual_seed(0)
     model = rcnn_small(3).eval()
-    nn.init.normal_(model.classifier[-1].weight)
+    nn.init.normal_(model.get_parameter("classifier.3.weight"))
     with torch.no_grad():
         found = model(*some(9))
     torch.testing.assert_close(found.scores, found.logits.softmax(1)[:, 1:])
@@ -129,7 +129,8 @@ def test_training_learns_all_but_what_is_fitted_and_undoes_the_fit() -> None:
     model = fitted().train()
     found = model(*some(9))
     assert found.deltas is None and found.scores is None
-    F.cross_entropy(found.logits, torch.arange(9) % 4).backward()
+    loss: Any = F.cross_entropy(found.logits, torch.arange(9) % 4)
+    loss.backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]
     assert sorted(without) == ["boxes.bias", "boxes.weight", "svm.bias", "svm.weight"]
     assert model.finished == 0
@@ -148,15 +149,16 @@ def test_it_starts_from_the_classifier_and_from_other_classes(tmp_path: Any) -> 
     import safetensors.torch
 
     torch.manual_seed(0)
-    classifier = models.alexnet(num_classes=4)  # type: ignore[attr-defined]
+    classifier = models.find("alexnet")(num_classes=4)
     file = tmp_path / "alexnet.safetensors"
     safetensors.torch.save_file(classifier.state_dict(), file)
     model = rcnn_alexnet(3)  # 1 + 3 classes of regions are as many as the file's
-    score = model.classifier[-1].weight.clone()  # type: ignore[union-attr,operator]
+    score = model.get_parameter("classifier.6.weight").clone()
     report = load_weights(model, str(file), model_name="rcnn_alexnet", num_classes=3)
     assert set(report.replaced) == {"classifier.6.weight", "classifier.6.bias"}
-    assert torch.equal(model.features[0].weight, classifier.features[0].weight)  # type: ignore[index]
-    assert torch.equal(model.classifier[-1].weight, score)  # type: ignore[arg-type]
+    first = "features.0.weight"
+    assert torch.equal(model.get_parameter(first), classifier.get_parameter(first))
+    assert torch.equal(model.get_parameter("classifier.6.weight"), score)
 
     small = fitted(5)
     safetensors.torch.save_file(small.state_dict(), file)

@@ -53,7 +53,10 @@ class ProposalFiles:
         self.notes: Notes = []
         self._method = method.encode()
         root = folder if folder is not None else cache_folder() / "proposals"
-        name = str(Path(dataset).absolute()).encode(errors="surrogateescape")
+        # Embedded data is the same wherever one stands, and however much of it is asked for.
+        there = os.path.exists(dataset)
+        kind = str(Path(dataset).absolute()) if there else dataset.partition(":")[0]
+        name = kind.encode(errors="surrogateescape")
         self.folder = root / hashlib.blake2b(name, digest_size=12).hexdigest()
 
     def get(self, identity: bytes) -> Computed | None:

@@ -222,6 +222,7 @@ def for_model(
     assert recipe.image_size != "auto" and recipe.batch_size != "auto"
     tuned = recipe.weights is not None
     small, dense = recipe.image_size <= SMALL, recipe.task in DENSE
+    detects = recipe.task == "detection"
     normed = any("norm" in type(m).__name__.lower() for m in model.modules())
 
     epochs, when = recipe.epochs, recipe.length
@@ -245,12 +246,12 @@ def for_model(
         # A step is a forward pass, and twice that backward.
         orthogonal = muon.work(optimisers.matrices(model).values())
         # Few images, each seen often: there a step's worth counts more than its time.
-        share = 3 * MUON_SHARE if dense else MUON_SHARE
+        share = 3 * MUON_SHARE if dense or detects else MUON_SHARE
         cheap = orthogonal <= share * 3 * macs * recipe.batch_size
         # Who gives a rate or a momentum means those of SGD, whose scale everybody knows.
         given = (recipe.lr, optimiser.momentum, optimiser.nesterov, optimiser.weight_decay)
         free = all(value == "auto" for value in given)
-        light = small or dense or recipe.task == "detection"
+        light = small or dense or detects
         # FlowNet's is Adam, whose steps do not hang on the scale of the flow's error.
         usual: Literal["adamw", "sgd"] = "adamw" if recipe.task == "flow" else "sgd"
         name = "muon" if light and normed and not tuned and cheap and free else usual
@@ -271,6 +272,8 @@ def for_model(
         else:
             # Without normalisation layers a plain net diverges at the rate a normed one needs.
             base = 0.02 if tuned or not normed else (0.4 if small else 0.2)
+            if detects:  # of 64 regions an image; tuned, the paper's 0.001 for two images
+                base = 0.064 if tuned or not normed else 2.0
             lr = round(base * recipe.batch_size / 128, 6)
         notes.append(f"learning rate: {lr:g} ({name}, batch {recipe.batch_size})")
     decay = optimiser.weight_decay
@@ -281,13 +284,16 @@ def for_model(
             decay = 4e-4 if recipe.task == "flow" else 0.05
         else:
             decay = 1e-4 if tuned or short else 5e-4
+    trunk_lr = optimiser.trunk_lr
+    if trunk_lr == "auto":  # what finds objects is the classifier's trunk, learned on at full rate
+        trunk_lr = 0.1 if tuned and not detects else 1.0
     optimiser = replace(
         optimiser,
         name=name,
         momentum=momentum,
         nesterov=name == "sgd" if optimiser.nesterov == "auto" else optimiser.nesterov,
         weight_decay=decay,
-        trunk_lr=(0.1 if tuned else 1.0) if optimiser.trunk_lr == "auto" else optimiser.trunk_lr,
+        trunk_lr=trunk_lr,
     )
     every = recipe.length.evaluate_every
     if every == "auto":
