@@ -281,6 +281,7 @@ def test_the_pages_commands_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(images / "test", tmp_path / "street")
+    shutil.copy(next((images / "test").iterdir()), tmp_path / "street" / "0001.png")
     blocks = re.findall(r"^```console\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     commands = [line.removeprefix("$ vidi ") for block in blocks for line in block.splitlines()]
     assert len(commands) >= 5

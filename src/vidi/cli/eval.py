@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from vidi.cli.arguments import parse
+from vidi.cli.outputs import finite
 from vidi.errors import InputError
 
 if TYPE_CHECKING:
+    from vidi.api import Model
     from vidi.engine.detection_scores import FileScore as DetectionScore
     from vidi.engine.flow_files import FileScore as FlowScore
 
@@ -60,6 +62,11 @@ class Eval:
     errors: FlagCreatePairsOff[bool] = False
     """Detection: show of what kind the errors are, per class, and what AP50 would gain without
     those of a kind."""
+    svd: tuple[int, ...] = ()
+    """Detection: ranks of a truncated SVD of the fully connected layers, in their order, and what
+    it costs: the paper has 1024 256 for VGG-16. What is shown else is the compressed network's."""
+    out: Annotated[str | None, arg(metavar="DIR")] = None
+    """With --svd: write the compressed network as a run of its own into this new folder."""
     all: FlagCreatePairsOff[bool] = False
     """Show every class, however many; otherwise the worst where they are many."""
     json: FlagCreatePairsOff[bool] = False
@@ -76,9 +83,18 @@ def main(arguments: Sequence[str]) -> int:
 
     from vidi import api
 
+    if told.out is not None and not told.svd:
+        raise InputError("--out is for the network that --svd compresses. Say --svd with it.")
+    compressed: dict[str, Any] = {}
     with contextlib.redirect_stdout(sys.stderr):
         model = api.load(told.run)
+        small = model.compressed(told.svd) if told.svd else None
         result = model.evaluate(told.data, split=told.split, flip=told.flip, scales=told.scales)
+        if small is not None:
+            before, result = result, small.evaluate(told.data, split=told.split, flip=told.flip)
+            compressed = _compressed(model, small, before.metrics, result.metrics)
+            if told.out is not None:
+                compressed["run"] = str(small.save(told.out))
     if told.errors and "errors" not in result.details:
         raise InputError(f"--errors is for detection; this run's task is {model.recipe.task}.")
     if told.figure is not None and "curves" in result.details:
@@ -99,23 +115,64 @@ def main(arguments: Sequence[str]) -> int:
                     "data": result.data,
                     "split": result.split,
                     "samples": result.samples,
-                    "metrics": _finite(result.metrics),
+                    "metrics": finite(result.metrics),
                     **_told_errors(told, result.details),
+                    **({"svd": compressed} if compressed else {}),
                 }
             )
         )
         return 0
     _show_tables(told, result.details)
     print(f"{result.data}, split {result.split}, {result.samples:,} samples")
-    _show_metrics(result.metrics)
+    if compressed:
+        _show_compressed(compressed)
+    else:
+        _show_metrics(result.metrics)
     return 0
 
 
+def _compressed(
+    model: Model, small: Model, before: Mapping[str, float], after: Mapping[str, float]
+) -> dict[str, Any]:
+    """What a truncated SVD saves, for an image of the usual number of proposals, and costs."""
+    from vidi.models import count
+
+    size, regions = model.recipe.image_size, model.recipe.data.proposal_count
+    assert size != "auto"
+    networks = {"before": model.network, "after": small.network}
+    return {
+        "ranks": small.description.data["svd"],
+        "parameters": {name: count.parameters(one) for name, one in networks.items()},
+        "macs": {name: count.macs(one, size, regions=regions) for name, one in networks.items()},
+        "metrics": {"before": finite(before), "after": finite(after)},
+    }
+
+
+def _show_compressed(compressed: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for k, name in enumerate(("", "before", "after", "change")):
+        table.add_column(name, justify="left" if k == 0 else "right")
+    for name in ("parameters", "macs"):
+        before, after = compressed[name].values()
+        said = "multiply-adds" if name == "macs" else name
+        table.add_row(said, f"{before:,}", f"{after:,}", f"{after / before - 1:+.1%}")
+    for name, before in compressed["metrics"]["before"].items():
+        after = compressed["metrics"]["after"][name]
+        if before is not None and after is not None:
+            table.add_row(name, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}")
+    Console(highlight=False, markup=False).print(table)
+    if "run" in compressed:
+        print(f"wrote {compressed['run']}")
+
+
 def _score_files(told: Eval) -> int:
-    if told.data is not None or told.flip or told.scales != (1.0,):
+    if told.data is not None or told.flip or told.scales != (1.0,) or told.svd:
         raise InputError(
-            "With --predictions there is no run: give the data alone, and leave out --flip and "
-            "--scales."
+            "With --predictions there is no run: give the data alone, and leave out --flip, "
+            "--scales and --svd."
         )
     assert told.predictions is not None
 
@@ -209,7 +266,7 @@ def _show_detections(told: Eval, found: DetectionScore) -> int:
             "data": found.data,
             "split": found.split,
             "samples": found.count,
-            "metrics": _finite(found.metrics),
+            "metrics": finite(found.metrics),
             **_told_errors(told, found.details),
         }
         print(json.dumps(said))
@@ -223,12 +280,7 @@ def _show_detections(told: Eval, found: DetectionScore) -> int:
 def _told_errors(told: Eval, details: Mapping[str, Any]) -> dict[str, Any]:
     if not told.errors:
         return {}
-    return {"errors": details["errors"], "gains": _finite(details["gains"])}
-
-
-def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    """None where there is no value: JSON has no NaN."""
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
+    return {"errors": details["errors"], "gains": finite(details["gains"])}
 
 
 def _show_tables(told: Eval, details: Mapping[str, Any]) -> None:

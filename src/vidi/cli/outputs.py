@@ -1,9 +1,10 @@
-"""Where a verb writes what it made: never over what is there."""
+"""Where a verb writes what it made, never over what is there; and metrics as JSON."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vidi.errors import InputError
@@ -28,6 +29,11 @@ def free_name(folder: Path, stem: str, suffix: str) -> Path:
         number += 1
         path = folder / f"{stem}-{number}{suffix}"
     return path
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics for JSON, which has no NaN: None where there is no value."""
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from vidi.cli.arguments import parse
+from vidi.cli.outputs import finite
 from vidi.recipe import Recipe, flat
 
 
@@ -77,8 +78,8 @@ def main(arguments: Sequence[str]) -> int:
                     "run": str(run.path),
                     "epochs": run.epochs,
                     "steps": run.steps,
-                    "metrics": run.metrics,
-                    "test_metrics": run.test_metrics,
+                    "metrics": finite(run.metrics),
+                    "test_metrics": run.test_metrics and finite(run.test_metrics),
                     "images_per_second": run.images_per_second,
                 }
             )

@@ -137,8 +137,8 @@ def search(
         shown = [bad[row] for row in sorted(bad)[:MOST_SHOWN]]
         more = [f"… and {len(bad) - MOST_SHOWN:,} more."] if len(bad) > MOST_SHOWN else []
         raise InputError(
-            f"{len(bad):,} of {len(wanted):,} images of {dataset.root} cannot be read, so they "
-            "have no proposals. Mend or remove them; the others' are kept.\n"
+            f"{len(bad):,} of {len(wanted):,} images cannot be read, so they have no proposals. "
+            "Mend or remove them; the others' are kept.\n"
             + "\n".join(f"  {line}" for line in [*shown, *more])
         )
     return Found(boxes, seconds, fresh, files.notes)

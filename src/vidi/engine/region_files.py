@@ -54,12 +54,9 @@ class Regions:
     def overlaps(self, label: int) -> Array:
         """float64 [P + T]: how much each region overlaps the object of that class that it overlaps
         the most; of crowds, the share of the region that is theirs. 0 where there is none."""
-        own = self.truth.labels == label
-        boxes, crowds = (
-            self.truth.xyxy[own & ~self.truth.crowd],
-            self.truth.xyxy[own & self.truth.crowd],
-        )
-        out: Array = iou(self.xyxy, boxes).max(1, initial=0.0)
+        own, crowd = self.truth.labels == label, self.truth.crowd
+        out: Array = iou(self.xyxy, self.truth.xyxy[own & ~crowd]).max(1, initial=0.0)
+        crowds = self.truth.xyxy[own & crowd]
         if len(crowds):
             np.maximum(out, _covered(self.xyxy, crowds).max(1), out=out)
         return out
