@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torchvision
 from scipy import ndimage
 from torch import Tensor
 
@@ -226,3 +227,23 @@ def _bins(
         start, stop = math.floor(real(i) * step), math.ceil(real(i + 1) * step)
         out.append((min(max(start + first, 0), cells), min(max(stop + first, 0), cells)))
     return out
+
+
+@pytest.mark.parametrize("sampling", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(7, 9), (1, 5), (4, 1), (1, 1)])
+def test_align_equals_torchvisions(shape: tuple[int, int], sampling: int) -> None:
+    """Values and gradients, of regions within the map, across its border and outside of it."""
+    made = torch.Generator().manual_seed(0)
+    h, w = shape
+    maps = torch.randn(2, 5, h, w, generator=made, dtype=torch.float64).requires_grad_()
+    corners = torch.rand(40, 2, 2, generator=made, dtype=torch.float64) * 2 - 0.5
+    sides = torch.tensor([w, h], dtype=torch.float64) * 8
+    low, high = (corners.sort(1).values * sides).unbind(1)
+    index = torch.randint(0, 2, (40, 1), generator=made).double()
+    regions = torch.cat((index, low, high), 1)
+    own = align(maps, regions, (3, 4), 1 / 8, sampling)
+    theirs = torchvision.ops.roi_align(maps, regions, (3, 4), 1 / 8, sampling, aligned=True)
+    torch.testing.assert_close(own, theirs, rtol=0, atol=1e-12)
+    back = torch.randn(own.shape, generator=made, dtype=torch.float64)
+    ours, others = (torch.autograd.grad(out, maps, back)[0] for out in (own, theirs))
+    torch.testing.assert_close(ours, others, rtol=0, atol=1e-12)
