@@ -118,7 +118,7 @@ class Detection:
 
     regions: int | Auto = "auto"
     """Regions that are learned from per image and step."""
-    foreground: float = 0.25
+    foreground: float | Auto = "auto"
     """The share of them, at most, that are objects."""
     foreground_iou: float = 0.5
     """A region is an object from this overlap with one on (intersection over union)."""

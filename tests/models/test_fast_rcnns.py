@@ -120,15 +120,15 @@ def test_a_region_at_the_right_edge_is_not_empty() -> None:
     """Rounded as the paper has it, it would begin in a cell beyond the map."""
     network = made("fast_rcnn_small", roi="pool", num_classes=3).eval()
     maps = torch.rand(1, 4, 5, 5) + 1
-    thin = torch.tensor([[0.0, 37.0, 0.0, 40.0, 40.0], [0.0, 0.0, 37.0, 40.0, 40.0]])
+    thin = torch.tensor([[0.0, 19.0, 0.0, 20.0, 20.0], [0.0, 0.0, 19.0, 20.0, 20.0]])
     assert (network.pooled(maps, thin) >= 1).all()
 
 
 def test_a_regions_last_pixel_is_within_it() -> None:
-    """Pixels 8 to 11 are in cell 1 = round(8 / 8) = round(11 / 8); pixel 12 is the next cell's."""
+    """Pixels 4 and 5 are in cell 1 = round(4 / 4) = round(5 / 4); pixel 6 is the next cell's."""
     network = made("fast_rcnn_small", roi="pool", num_classes=3)
     maps = torch.arange(25.0).view(1, 1, 5, 5)
-    regions = torch.tensor([[0.0, 8, 8, 12, 12], [0.0, 8, 8, 13, 12]])
+    regions = torch.tensor([[0.0, 4, 4, 6, 6], [0.0, 4, 4, 7, 6]])
     one, two = network.pooled(maps, regions)
     assert (one == maps[0, 0, 1, 1]).all()
     assert set(two.flatten().tolist()) == {6.0, 7.0}
@@ -211,16 +211,16 @@ def test_maps_leave_no_pixel_out(name: str) -> None:
         assert maps.shape[2:] == (-(-side // network.stride),) * 2
 
 
-@pytest.mark.parametrize("first", [4, 0.5])
+@pytest.mark.parametrize("first", [2, 0.5])
 def test_align_looks_where_cells_stand(first: float) -> None:
     """On maps that hold their cells' coordinates, a region's bins hold their own centres."""
     network = made("fast_rcnn_small", pooled=3)
     network.first = first
-    x = (torch.arange(12.0) * 8 + first).expand(12, 12)
+    x = (torch.arange(12.0) * network.stride + first).expand(12, 12)
     maps = torch.stack((x, x.T))[None]
-    pooled = network.pooled(maps, torch.tensor([[0.0, 20.0, 30.0, 50.0, 42.0]]))
-    torch.testing.assert_close(pooled[0, 0], torch.tensor([25.0, 35.0, 45.0]).expand(3, 3))
-    torch.testing.assert_close(pooled[0, 1], torch.tensor([32.0, 36.0, 40.0]).expand(3, 3).T)
+    pooled = network.pooled(maps, torch.tensor([[0.0, 10.0, 15.0, 25.0, 21.0]]))
+    torch.testing.assert_close(pooled[0, 0], torch.tensor([12.5, 17.5, 22.5]).expand(3, 3))
+    torch.testing.assert_close(pooled[0, 1], torch.tensor([16.0, 18.0, 20.0]).expand(3, 3).T)
 
 
 # The classifier inside

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -45,10 +45,9 @@ SHRUNK = 512
 TASK_MINUTES = {"segmentation": 13.0, "boundaries": 10.0, "flow": 20.0, "detection": 13.0}
 """On a CPU, where images give more than one label. Scoring BSDS500 afterwards takes half as long;
 what moves is learned later than what is there."""
-DETECTED = 320
-"""The shorter side of images, in pixels, at which detection is learned on a CPU."""
-BATCH = 4
-"""Images per step for detection from scratch; with weights it is two, as the paper has it."""
+DETECTED = (192, 320)
+"""The shorter side of images, in pixels, at which detection is learned from scratch on a CPU: at
+least, so that small objects show their outlines, and at most."""
 FLOW_CROP = 64
 """Flow's crops have a multiple of this many pixels a side, to which its networks shrink them."""
 ON_HALVES = 0.4
@@ -101,8 +100,9 @@ def for_data(
         size = max(16, min(most, working)) // 16 * 16 + 1
         notes.append(f"image size: crops of {size} px in training, whole images in evaluation")
     elif detects:
-        most = 600 if device.type == "cuda" or recipe.weights is not None else DETECTED
-        size = min(most, survey.shorter)
+        # As in the paper; on a CPU from scratch as small as its objects can be told in.
+        paper = device.type == "cuda" or recipe.weights is not None
+        size = 600 if paper else max(DETECTED[0], min(DETECTED[1], survey.shorter))
         notes.append(f"image size: shorter side {size} px, longer side at most {5 * size // 3}")
     else:
         if weights_size is not None:
@@ -126,8 +126,8 @@ def for_data(
         # From scratch, many small steps of crops bring more than few large ones.
         most = (16 if gpu else 8) if dense or detects else 128 if gpu else 64
         batch = max(8, min(most, 1 << max(0, (images // 20).bit_length() - 1)))
-        if detects:
-            batch = 2 if recipe.weights is not None else BATCH
+        if detects:  # the paper's two with weights, and for R-CNN always (128 regions)
+            batch = 2 if recipe.weights is not None or _each(model) else 8
         notes.append(f"batch size: {batch} (of {images:,} training images)")
     augmentation = recipe.augmentation
     if augmentation.preset == "auto":
@@ -193,16 +193,24 @@ def for_data(
     return resolved, notes
 
 
+def _each(model: str) -> bool:
+    """Whether the network looks at each region by itself."""
+    return model.startswith("rcnn")
+
+
 def _detection(recipe: Recipe, model: str) -> Detection:
-    """R-CNN fine-tunes on all that is no object (2014, section 2.3), 128 regions a batch; Fast
-    R-CNN on 64 an image, and what overlaps one a little (2015, section 2.3)."""
+    """R-CNN fine-tunes on all that is no object (2014, section 2.3); Fast R-CNN on what overlaps
+    one a little (2015, section 2.3). Both on 64 regions an image, a quarter of them objects. Fast
+    R-CNN from scratch gets more of both, which cost it little: most of what it is to learn, the
+    classes, it learns from objects."""
     told = recipe.detection
-    each = model.startswith("rcnn")
-    if told.background_iou == "auto":
-        told = replace(told, background_iou=(0.0 if each else 0.1, 0.5))
-    if told.regions == "auto":
-        told = replace(told, regions=64)
-    return told
+    more = recipe.weights is None and not _each(model)
+    auto: dict[str, Any] = {
+        "regions": 128 if more else 64,
+        "foreground": 0.5 if more else 0.25,
+        "background_iou": (0.0 if _each(model) else 0.1, 0.5),
+    }
+    return replace(told, **{k: v for k, v in auto.items() if getattr(told, k) == "auto"})
 
 
 def for_model(

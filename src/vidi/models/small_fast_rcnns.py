@@ -1,18 +1,19 @@
 """A small Fast R-CNN that trains from scratch on two CPU cores.
 
 Fast R-CNN (Girshick 2015) on a residual trunk (He et al. 2016) that is thin where maps are large.
-Small objects need a fine map, and what is around them a coarse one; so the maps at 1/16 and 1/32
-are enlarged and added to the one at 1/8, from coarse to fine (Lin et al. 2017, feature pyramids),
-and regions are pooled from that sum alone.
+Small objects need a fine map, and what is around them a coarse one; so the maps at 1/8, 1/16 and
+1/32 are enlarged and added to the one at 1/4, from coarse to fine (Lin et al. 2017, feature
+pyramids), and regions are pooled from that sum alone. What tells a shape is its outline: from a sum
+at 1/8, small scenes' objects were told apart far worse after as long a training.
 
 Regions are aligned, not pooled: RoI pooling rounds a region to whole cells, and an object of 30
-pixels is four cells wide, so that its box would be known to an eighth of its side. One point a bin
-is enough on so fine a map: four took a quarter of a training step and found no more. The head's two
-layers are normalised over their own channels (Ba et al. 2016), not over the batch: of the regions
-sampled in training a quarter are objects, of those in evaluation hardly any.
+pixels is eight cells wide, so that its box would be known to a sixteenth of its side. One point a
+bin is enough on so fine a map: four took a quarter of a training step and found no more. The head's
+two layers are normalised over their own channels (Ba et al. 2016), not over the batch: of the
+regions sampled in training many are objects, of those in evaluation hardly any.
 
-Every strided convolution is 3×3 with padding 1, so cell k at 1/8 stands on pixel 8k, and its maps
-are interpolated and aligned from there.
+Every strided convolution is 3×3 with padding 1, so cell k at 1/4 stands on pixel 4k, and maps are
+interpolated and aligned from there.
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ class SmallFastRCNN(FastRCNN):
     """Input: images [B, 3, H, W] of any size, regions [K, 5]; output as of :class:`FastRCNN`.
 
     ``stem``: channels of the two convolutions at 1/2; ``widths`` and ``depths``: channels and
-    blocks at 1/4, 1/8, 1/16, 1/32; ``merged``: channels of the sum at 1/8; ``pooled``: cells of a
+    blocks at 1/4, 1/8, 1/16, 1/32; ``merged``: channels of the sum at 1/4; ``pooled``: cells of a
     region's side; ``hidden``: width of the two layers that look at them.
     """
 
@@ -47,14 +48,14 @@ class SmallFastRCNN(FastRCNN):
         hidden: int,
         roi: Roi,
     ) -> None:
-        super().__init__(num_classes, hidden, roi=roi, size=pooled, stride=8, first=0.5, sampling=1)
+        super().__init__(num_classes, hidden, roi=roi, size=pooled, stride=4, first=0.5, sampling=1)
         first, channels = stem
         self.stem = nn.Sequential(*conv_bn_relu(3, first, 2), *conv_bn_relu(first, channels, 1))
         self.stages = nn.ModuleList()
         for width, depth in zip(widths, depths, strict=True):
             self.stages.append(stage(BasicBlock, channels, width, depth, 2, "B"))
             channels = width
-        self.lateral = nn.ModuleList(nn.Conv2d(width, merged, 1) for width in widths[1:])
+        self.lateral = nn.ModuleList(nn.Conv2d(width, merged, 1) for width in widths)
         self.merge = nn.Sequential(*conv_bn_relu(merged, merged, 1))
         self.head = nn.Sequential(
             nn.Linear(merged * pooled**2, hidden, bias=False),
@@ -79,7 +80,7 @@ class SmallFastRCNN(FastRCNN):
             y = module(y)
             maps.append(y)
         total: Tensor | None = None
-        for lateral, y in zip(reversed(self.lateral), reversed(maps), strict=False):
+        for lateral, y in zip(reversed(self.lateral), reversed(maps), strict=True):
             own: Tensor = lateral(y)
             total = own if total is None else own + enlarge(total, 2, own.shape[2:])
         merged: Tensor = self.merge(total)
@@ -107,5 +108,5 @@ def fast_rcnn_small(
     hidden: int = 128,
     roi: Roi = "align",
 ) -> SmallFastRCNN:
-    """A residual trunk of 14 layers down to 1/32, pooled from at 1/8: 1.25 M parameters."""
+    """A residual trunk of 14 layers down to 1/32, pooled from at 1/4: 1.25 M parameters."""
     return SmallFastRCNN(num_classes, stem, widths, depths, merged, pooled, hidden, roi)
