@@ -81,7 +81,7 @@ def test_what_is_taken_in_and_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first lot whole, then what lies above -1.0001; what falls below -1.2 goes after a fit."""
     fitted: list[list[float]] = []
 
-    def stand_in(positives: Array, negatives: Array) -> Any:
+    def stand_in(positives: Array, negatives: Array, tolerance: float) -> Any:
         fitted.append(negatives[:, 0].tolist())
         return region_fits.Line(np.ones(1), 0.0), True
 
@@ -99,9 +99,9 @@ def test_what_is_taken_in_and_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(fitted) == 1, "two new ones are not yet more than two"
     mined.add(column(0.0, -3))
     assert len(fitted) == 2 and np.allclose(fitted[1], [-1.1, 0.5, -0.5, -0.25, 0.0])
-    mined.add(column(-2))
+    mined.add(column(-2, -1))
     mined.finish()
-    assert len(fitted) == 2, "nothing new came"
+    assert len(fitted) == 3 and fitted[2] == [*fitted[1], -1]
 
 
 def test_no_negative_is_no_svm() -> None:

@@ -286,7 +286,9 @@ def _fit_svms(
         else:
             weight, bias = scale * line.weight[None], line.bias
             if not svms[k].converged:
-                told.note(f"The SVM of {classes[k]} is not as good as can be: its solver gave up.")
+                told.note(
+                    f"The SVM of {classes[k]} is a little off: its solver took all of its rounds."
+                )
         _write_fit("svm", fits, k, weight, np.array([bias]))
     told.end()
 

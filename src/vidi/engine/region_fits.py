@@ -23,8 +23,10 @@ HARD, EASY = -1.0001, -1.2
 """A negative with a margin over the first is taken in; one under the second is dropped again."""
 REFIT = 2000
 """After so many new negatives the SVM is fitted anew."""
-ROUNDS = 10_000
-"""Of the solver, at most; it takes far fewer."""
+ROUGHLY, WELL = 0.1, 0.01
+"""The solver's tolerances, of fits on the way (liblinear's own) and of the last."""
+ROUNDS = 1000
+"""Of the solver, at most (liblinear's own)."""
 LAMBDA = 1000.0
 """The ridge's weight, for features of mean norm 20."""
 STRIP = 1024
@@ -54,7 +56,7 @@ class MinedSvm:
         self._new = 0
         self._line: Line | None = None
         self.converged = True
-        """Whether the solver came to its end, all times."""
+        """Whether the solver came to its end, the last time."""
 
     def add(self, negatives: Array) -> None:
         """float32 [N, D]."""
@@ -65,27 +67,26 @@ class MinedSvm:
         self._negatives.append(negatives)
         self._new += len(negatives)
         if self._line is None or self._new > REFIT:
-            self._fit()
+            self._fit(ROUGHLY)
 
     def finish(self) -> Line | None:
         """The SVM; ``None`` where there was no negative at all."""
-        if self._new:
-            self._fit()
+        if self._line is not None:
+            self._fit(WELL)
         return self._line
 
     def _margins(self, x: Array) -> Array:
         assert self._line is not None
         return np.asarray(x @ self._line.weight.astype(np.float32) + self._line.bias)
 
-    def _fit(self) -> None:
+    def _fit(self, tolerance: float) -> None:
         negatives = np.concatenate(self._negatives)
-        self._line, converged = svm(self._positives, negatives)
-        self.converged &= converged
+        self._line, self.converged = svm(self._positives, negatives, tolerance)
         self._negatives = [negatives[self._margins(negatives) >= EASY]]
         self._new = 0
 
 
-def svm(positives: Array, negatives: Array) -> tuple[Line, bool]:
+def svm(positives: Array, negatives: Array, tolerance: float) -> tuple[Line, bool]:
     """(the SVM between the two, float32 [P, D] and [N, D]; whether the solver came to its end)."""
     from sklearn.exceptions import ConvergenceWarning  # takes a second to import
     from sklearn.svm import LinearSVC
@@ -99,6 +100,7 @@ def svm(positives: Array, negatives: Array) -> tuple[Line, bool]:
         C=C,
         class_weight={0: 1.0, 1: POSITIVES},
         intercept_scaling=BIAS,
+        tol=tolerance,
         max_iter=ROUNDS,
         random_state=0,
     )
