@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import importlib.util
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -672,6 +673,8 @@ def _result(
     val = results.get("val", {}).get("metrics")
     if val is None:  # interrupted: what the best evaluation so far gave
         rows = [r["metrics"] for r in read_metrics(directory.path) if r["event"] == "evaluation"]
+        # A row's null is a metric without a value, such as that of large objects where none is.
+        rows = [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
         sign = -1 if getattr(made.task, "lower_is_better", False) else 1
         val = max(rows, key=lambda m: sign * float(m[made.task.headline]), default={})
     return Run(

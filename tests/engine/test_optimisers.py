@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import vidi
+from vidi import models
 from vidi import recipe as recipes
 from vidi.engine import defaults, muon, optimisers
 from vidi.recipe import Optimiser, Recipe
@@ -185,3 +186,15 @@ def test_parts_have_rates_of_their_own() -> None:
         optimisers.groups(model, settled(rates=(("sides", 0.01),)), 0.5, lambda name: True)
     with pytest.raises(vidi.InputError, match="0 or more"):
         optimisers.groups(model, settled(rates=(("3", -1.0),)), 0.5, lambda name: True)
+
+
+def test_muon_leaves_both_outputs_of_a_detector_to_sgd() -> None:
+    """Neither is the network's last weight; what R-CNN fits later is not trained at all."""
+    network = models.find("fast_rcnn_small")(num_classes=3)
+    hidden = optimisers.matrices(network)
+    assert {"cls_score.weight", "bbox_pred.weight"}.isdisjoint(hidden)
+    assert {"head.0.weight", "head.3.weight", "lateral.0.weight"} <= set(hidden)
+    network = models.find("rcnn_small")(num_classes=3)
+    score = f"classifier.{len(network.classifier) - 1}.weight"
+    trained = [k for k, p in network.named_parameters() if p.requires_grad and p.ndim >= 2]
+    assert set(trained) - set(optimisers.matrices(network)) == {score}

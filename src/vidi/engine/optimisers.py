@@ -69,13 +69,17 @@ def _within(name: str, part: str) -> bool:
 def matrices(model: nn.Module) -> dict[str, nn.Parameter]:
     """The weights of the hidden layers: all of two dimensions or more but those of the output.
 
-    The output's are the last one, and others that give or move the same classes: fully connected or
+    The output's are those under the names that the network states as its ``heads``; of one that
+    states none, the last one, and others that give or move the same classes: fully connected or
     1×1 layers to as many (an FCN has one for each resolution), and layers from as many to as many
     (its upsampling).
     """
     weights = {name: p for name, p in model.named_parameters() if p.ndim >= 2}
     if not weights:
         return {}
+    heads = getattr(model, "heads", ())
+    if heads:
+        return {name: p for name, p in weights.items() if not name.startswith(heads)}
     classes = next(reversed(weights.values())).shape[0]
 
     def scores(p: nn.Parameter) -> bool:

@@ -69,6 +69,8 @@ class FastRCNN(nn.Module):
     task = "detection"
     source = SOURCE
     image_size = 600
+    heads = ("cls_score.", "bbox_pred.")
+    """What gives the outputs: of these two, neither is the last."""
     frozen: tuple[str, ...] = ()
     """Parts that stay as they are in training that begins with a classifier's weights."""
     delta_mean: Tensor

@@ -65,9 +65,10 @@ class RCNN(nn.Module):
         score = nn.Linear(described, 1 + num_classes)
         nn.init.normal_(score.weight, std=0.01)
         nn.init.zeros_(score.bias)
-        self.classifier = nn.Sequential(*classifier[:-1], score)
         self.svm = _unfitted(nn.Linear(described, num_classes))
         self.boxes = _unfitted(nn.Linear(pooled, 4 * num_classes))
+        # The last, for optimisers that take the output layer for another kind of layer.
+        self.classifier = nn.Sequential(*classifier[:-1], score)
         self.register_buffer("finished", torch.zeros((), dtype=torch.int64))
         self.finished: Tensor
 
