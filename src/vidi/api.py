@@ -309,7 +309,7 @@ class Model:
             dataset = from_images(images, max_megapixels=most)
         ids = np.arange(len(dataset))
         if self.recipe.task == "detection":
-            dataset = propose.attach(dataset, ids, self.recipe)
+            dataset = propose.attach(dataset, ids, self.recipe, threads=defaults.cores())
         task, batches = self._loader(dataset, ids)
         found: list[Any] = []
         for _, some in predictions(self.network, task, batches, self.compute, **views):
