@@ -485,15 +485,21 @@ class Model:
         Raises :class:`InputError` where there are no such layers, for more ranks than layers, and
         for a rank that a layer cannot have.
         """
-        layers = compress.connected(self.network) if self.recipe.task == "detection" else []
-        if not 0 < len(ranks) <= len(layers):
-            has = (
-                f"{self.recipe.model} has {len(layers) or 'no'} fully connected layers that look at"
-            )
+        if self.description.data.get("svd"):
             raise InputError(
-                f"A truncated SVD takes a rank for each layer, and {has} regions one by one"
-                + (f" ({', '.join(layers)})" if layers else "")
-                + f"; given are {len(ranks)} ranks."
+                f"{self.path} is compressed already. Compress the run that it was made from."
+            )
+        layers = compress.connected(self.network)
+        if not layers:
+            raise InputError(
+                "A truncated SVD is for Fast R-CNN's fully connected layers; "
+                f"{self.recipe.model} is none, or has no such layers."
+            )
+        if not 0 < len(ranks) <= len(layers):
+            raise InputError(
+                f"A truncated SVD takes a rank for each layer, and {self.recipe.model} has "
+                f"{len(layers)} fully connected layers that look at regions ({', '.join(layers)}); "
+                f"given are {len(ranks)} ranks."
             )
         cut = dict(zip(layers, map(int, ranks), strict=False))
         network = compress.truncated_svd(self.network, cut)

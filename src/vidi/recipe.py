@@ -117,19 +117,19 @@ class Detection:
     """How regions are sampled in training, and detections chosen in evaluation."""
 
     regions: int | Auto = "auto"
-    """Regions that are learned from per image and step."""
+    """Regions that are learned from per image and step; auto = 64, and 128 for Fast R-CNN from scratch."""  # noqa: E501
     foreground: float | Auto = "auto"
-    """The share of them, at most, that are objects."""
+    """The share of them, at most, that are objects; auto = 0.25, and 0.5 for Fast R-CNN from scratch."""  # noqa: E501
     foreground_iou: float = 0.5
     """A region is an object from this overlap with one on (intersection over union)."""
     background_iou: tuple[float, float] | Auto = "auto"
-    """A region is background with an overlap from the first number up to, but not with, the second; where there are too few such, with less."""  # noqa: E501
+    """A region is background with an overlap from the first number up to, but not with, the second; where there are too few such, with less. auto = 0.1 0.5, and 0 0.5 for R-CNN."""  # noqa: E501
     nms: float = 0.3
     """Of two detections of a class that overlap by more, the weaker is dropped."""
     soft_nms: Literal["none", "linear", "gaussian"] = "none"
     """Lower the score of the weaker instead of dropping it: by the overlap (linear), or by a Gaussian of it."""  # noqa: E501
     least_score: float = 0.01
-    """Detections with a lower score are dropped."""
+    """Detections with a lower score are dropped. R-CNN's scores are the sigmoids of its SVMs' margins, of background mostly about 0.3."""  # noqa: E501
     most: int = 100
     """Detections per image, at most."""
 
@@ -251,7 +251,7 @@ class Recipe:
     weights: str | None = None
     """Start from these: imagenet, a file (.safetensors, .pth), or a run (--init says the same)."""
     freeze: tuple[str, ...] = ()
-    """Parts of the network that are not trained, by the start of their parameters' names."""
+    """Parts of the network that are not trained, by the start of their parameters' names. Detectors that begin with weights freeze their first layers unless this says otherwise (none: nothing)."""  # noqa: E501
     seed: int = 0
     """Decides every random choice."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -135,6 +135,8 @@ def test_a_truncated_svd_is_a_run_of_its_own(tmp_path: Path, data: Path, propose
             model.compressed(ranks)
     with pytest.raises(InputError, match="exists already"):
         small.save(path)
+    with pytest.raises(InputError, match="compressed already"):
+        again.compressed([2])
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -328,3 +328,35 @@ def test_delta_statistics_are_those_of_the_proposals_on_objects() -> None:
     assert np.allclose(mean[2], plain.mean(0), atol=1e-6)
     assert np.allclose(std[2], plain.std(0), atol=1e-6)
     assert mean[1].tolist() == [0] * 4 and std[1] == pytest.approx([0.1, 0.1, 0.2, 0.2])
+
+
+@pytest.mark.parametrize("soft", ["linear", "gaussian"])
+def test_soft_suppression_lowers_scores_and_keeps_the_least(soft: str) -> None:
+    """Of three boxes on one another the first stays as sure, and the last fades away."""
+    given = np.array([[0, 0, 50, 50], [1, 0, 51, 50], [0, 1, 50, 51]], np.float32)
+
+    class Sure(nn.Module):
+        def forward(self, image: torch.Tensor, regions: torch.Tensor) -> Outputs:
+            logits = torch.full((len(regions), 4), -20.0)
+            logits[:, 0] = 0
+            logits[:, 2] = torch.tensor([3.0, 2.0, 1.0])
+            return Outputs(logits, torch.zeros(len(regions), 12))
+
+    hard = Task(CLASSES).predict(Sure(), evaluation_batch([given]))[0]
+    assert len(hard) == 1
+    every = Task(CLASSES, soft_nms=soft).predict(Sure(), evaluation_batch([given]))[0]
+    assert every.scores[0] == hard.scores[0] and len(every) > 1
+    assert (every.scores[1:] < torch.tensor([2.0, 1.0]).sigmoid().numpy()[: len(every) - 1]).all()
+    few = Task(CLASSES, soft_nms=soft, least_score=0.5).predict(Sure(), evaluation_batch([given]))[
+        0
+    ]
+    assert (few.scores >= 0.5).all() and len(few) < len(every)
+
+
+def test_a_network_of_ones_own_may_learn_deltas_as_they_are() -> None:
+    class Plain(nn.Module):
+        def forward(self, image: torch.Tensor, regions: torch.Tensor) -> Outputs:
+            return Outputs(torch.zeros(2, 4), torch.zeros(2, 12))
+
+    batch = training_batch([[1, 2]], torch.full((1, 2, 4), 2.0), [True])
+    assert float(Task(CLASSES).losses(Plain(), batch)["boxes"]) == 2 * 4 * 1.5

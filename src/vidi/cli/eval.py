@@ -85,6 +85,8 @@ def main(arguments: Sequence[str]) -> int:
 
     if told.out is not None and not told.svd:
         raise InputError("--out is for the network that --svd compresses. Say --svd with it.")
+    if told.out is not None and Path(told.out).expanduser().exists():
+        raise InputError(f"{told.out} exists already. Give --out the name of a new folder.")
     compressed: dict[str, Any] = {}
     with contextlib.redirect_stdout(sys.stderr):
         model = api.load(told.run)

@@ -321,7 +321,8 @@ def for_model(
     regularisation = recipe.regularisation
     smoothing = regularisation.label_smoothing
     if smoothing == "auto":
-        smoothing = 0.0 if small or dense else 0.1
+        # The papers' networks, which begin with a classifier's weights, have none.
+        smoothing = 0.0 if small or dense or (detects and tuned) else 0.1
     ema = 0.0 if regularisation.ema == "auto" else regularisation.ema
     resolved = replace(
         recipe,

@@ -209,8 +209,9 @@ def prepare(
     if detects and recipe.weights is not None and not recipe.freeze and saved is None:
         recipe = dataclasses.replace(recipe, freeze=tuple(getattr(model, "frozen", ())))
         if recipe.freeze:
-            notes.append(f"frozen, as in the paper: {', '.join(recipe.freeze)} (--freeze)")
-    if recipe.freeze:
+            some = ", ".join(recipe.freeze[:4]) + (" …" if len(recipe.freeze) > 4 else "")
+            notes.append(f"frozen, as is usual with weights: {some} (--freeze none: nothing is)")
+    if recipe.freeze and recipe.freeze != ("none",):
         freeze(model, recipe.freeze)
     frozen = frozen_modules(model)
     model = device.layout(model.to(where), bool(recipe.channels_last))

@@ -149,5 +149,6 @@ class Ridge:
             self._xx[strip] -= n * np.outer(x[strip], x)
         self._xx.ravel()[:: len(x) + 1] += weight
         right = self._xy - n * np.outer(x, y)
-        found = scipy.linalg.solve(self._xx, right, assume_a="pos", overwrite_a=True)
+        # It is symmetric, and only in LAPACK's order of numbers is it overwritten, not copied.
+        found = scipy.linalg.solve(self._xx.T, right, assume_a="pos", overwrite_a=True)
         return found.T, y - x @ found

@@ -175,6 +175,9 @@ class FastRCNN(nn.Module):
         """The file's name for each own tensor that it can give: from the classifier's weights, or
         those of a Fast R-CNN for other classes. None if its trunk is another."""
         found = fitting(self, tensors)
+        if "bbox_pred.weight" in found and "delta_std" not in found:  # it gives true deltas itself
+            self.delta_mean.zero_()
+            self.delta_std.fill_(1)
         return found if complete(self, found, NEW) else None
 
 

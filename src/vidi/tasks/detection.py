@@ -129,9 +129,9 @@ class Task:
             rows = torch.arange(len(labels), device=labels.device)
             k = (labels - 1).clamp_min(0)
             told = outputs.deltas.float().view(len(rows), -1, 4)[rows, k]
-            true = (batch.targets["deltas"].flatten(0, 1) - network.delta_mean[k]) / (
-                network.delta_std[k]
-            )
+            true = batch.targets["deltas"].flatten(0, 1)
+            if hasattr(network, "delta_std"):  # a user's own network may learn them as they are
+                true = (true - network.delta_mean[k]) / network.delta_std[k]
             off = F.smooth_l1_loss(told, true, reduction="none").sum(1)
             counted = counted * (labels > 0)
             losses["boxes"] = (counted * masked(off, counted > 0)).sum()
@@ -197,7 +197,14 @@ class Task:
         xyxy = ops.clip(xyxy, (image.shape[2], image.shape[3]))
         rows, labels = (scores > self.least_score).nonzero(as_tuple=True)
         found = xyxy[rows, labels]
-        kept, sure = ops.suppress(found, scores[rows, labels], labels, self.nms, soft=self.soft_nms)
+        kept, sure = ops.suppress(
+            found,
+            scores[rows, labels],
+            labels,
+            self.nms,
+            soft=self.soft_nms,
+            least=max(self.least_score, 1e-6),
+        )
         kept, sure = kept[: self.most], sure[: self.most]
         told = geometry.hulls(back, found[kept].cpu().numpy().astype(np.float64))
         h, w = size
