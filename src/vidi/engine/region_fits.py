@@ -29,6 +29,8 @@ ROUNDS = 1000
 """Of the solver, at most (liblinear's own)."""
 LAMBDA = 1000.0
 """The ridge's weight, for features of mean norm 20."""
+ROWS = 1024
+"""So many examples are waited for: each time the whole sum is gone through once."""
 STRIP = 1024
 """Columns of a product that are held at once beside the sum."""
 
@@ -124,11 +126,23 @@ class Ridge:
         self.examples = 0
         self._x, self._y = np.zeros(inputs), np.zeros(outputs)
         self._xx, self._xy = np.zeros((inputs, inputs)), np.zeros((inputs, outputs))
+        self._waiting: list[tuple[Array, Array]] = []
 
     def add(self, x: Array, y: Array) -> None:
         """[N, inputs] and [N, outputs]."""
-        x, y = x.astype(np.float64), y.astype(np.float64)
         self.examples += len(x)
+        self._waiting.append((x, y))
+        if sum(len(rows) for rows, _ in self._waiting) >= ROWS:
+            self._take()
+
+    def _take(self) -> None:
+        """Adds what waits to the sums."""
+        if not self._waiting:
+            return
+        x, y = (
+            np.concatenate(part).astype(np.float64) for part in zip(*self._waiting, strict=True)
+        )
+        self._waiting.clear()
         self._x += x.sum(0)
         self._y += y.sum(0)
         self._xy += x.T @ y
@@ -141,6 +155,7 @@ class Ridge:
         example. ``weight``: of the squared coefficients. Can be called once."""
         import scipy.linalg
 
+        self._take()
         n = max(1, self.examples)
         x, y = self._x / n, self._y / n
         # About the means, where the intercept has no part in it; in place, for the matrix is large.
