@@ -6,7 +6,6 @@ object by object, so that half a gigabyte of it takes little more than that in m
 
 from __future__ import annotations
 
-import json
 import struct
 from array import array
 from collections import Counter
@@ -15,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from vidi.data import json_file
 from vidi.data.boxes import number, some, within
-from vidi.data.images import unreadable
 from vidi.data.polygons import fill
 from vidi.data.rle import from_string, to_mask
 from vidi.errors import InputError
@@ -170,24 +169,7 @@ def _loaded(path: str) -> dict[str, Any]:
             return kept
         return item
 
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            top = json.loads(file.read(), object_hook=slim)
-    except OSError as error:
-        raise InputError(unreadable(path, error)) from error
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}, line {error.lineno}, column {error.colno}: the JSON is damaged or cut short "
-            f"({error.msg})."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not text in UTF-8 ({error}). Save it as such.") from error
-    except RecursionError as error:
-        raise InputError(f"{path} holds lists in lists beyond all measure.") from error
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} holds a number that cannot be read ({error}).") from error
+    top = json_file.read(path, slim)
     if not isinstance(top, dict):
         raise InputError(f"{path} is no object with images, annotations and categories.")
     return top

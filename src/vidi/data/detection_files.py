@@ -20,11 +20,10 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from vidi.data import voc_xml
+from vidi.data import json_file, voc_xml
 from vidi.data.boxes import decimals, number, plain, some, within
 from vidi.data.coco_layout import find_layout
 from vidi.data.dataset import Dataset
-from vidi.data.images import unreadable
 from vidi.data.yolo_layout import NAME_FILES, files_below, text_of
 from vidi.errors import InputError
 from vidi.types import Array, Detections, Notes
@@ -84,7 +83,7 @@ def coco_numbers(source: str, split: str | None = None) -> CocoNumbers:
 
 def _numbers(path: str) -> tuple[dict[str, int | str], dict[str, int]]:
     """Those of images and of categories by name. The objects are dropped as they are read."""
-    top = _json(path, lambda item: None if "image_id" in item else item)
+    top = json_file.read(path, lambda item: None if "image_id" in item else item)
     images: dict[str, int | str] = {}
     for k, item in enumerate(_listed(top, "images", path)):
         where = f"{path}, images[{k}]"
@@ -292,7 +291,7 @@ def read_coco(
 
     Raises :class:`InputError` with the result's index, from 0, for what is no such result.
     """
-    top = _json(str(path))
+    top = json_file.read(str(path))
     if not isinstance(top, list):
         what = "annotations" if isinstance(top, dict) and "annotations" in top else "no list"
         raise InputError(
@@ -480,25 +479,6 @@ def _tails(path: str) -> Iterator[str]:
     """a/b/c, b/c and c."""
     parts = path.replace(os.sep, "/").split("/")
     yield from ("/".join(parts[k:]) for k in range(len(parts)))
-
-
-def _json(path: str, hook: Any = None) -> Any:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            return json.loads(file.read(), object_hook=hook)
-    except OSError as error:
-        raise InputError(unreadable(path, error)) from error
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}, line {error.lineno}, column {error.colno}: the JSON is damaged or cut short "
-            f"({error.msg})."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not text in UTF-8 ({error}). Save it as such.") from error
-    except RecursionError as error:
-        raise InputError(f"{path} holds lists in lists beyond all measure.") from error
-    except ValueError as error:
-        raise InputError(f"{path} holds a number that cannot be read ({error}).") from error
 
 
 def _listed(top: Any, name: str, path: str) -> list[Any]:

@@ -6,14 +6,13 @@ image, the best first. ``.npz``: an array [P, 4] under each key.
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vidi.data import json_file
 from vidi.data.boxes import some
 from vidi.data.dataset import Dataset
 from vidi.data.images import unreadable
@@ -43,17 +42,7 @@ def read(path: str, dataset: Dataset, ids: Array, count: int) -> list[Array]:
 
 
 def _json(path: str) -> Mapping[str, Any]:
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(unreadable(path, error)) from error
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}, line {error.lineno}, column {error.colno}: the JSON is damaged or cut short "
-            f"({error.msg})."
-        ) from error
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON in UTF-8 ({error}).") from error
+    found = json_file.read(path)
     if not isinstance(found, dict):
         raise InputError(
             f"{path} is no object of image keys with a list of boxes [x0, y0, x1, y1] each."

@@ -349,7 +349,7 @@ def prepare(
 def _completed(recipe: Recipe) -> Recipe:
     """A saved recipe as it was meant when it was saved: settings that have come since are off."""
     half = 0.0 if recipe.schedule.half == "auto" else recipe.schedule.half
-    regions = 64 if recipe.detection.regions == "auto" else recipe.detection.regions  # not used
+    regions = 64 if recipe.detection.regions == "auto" else recipe.detection.regions
     return dataclasses.replace(
         recipe,
         augmentation=augment.resolve(recipe.augmentation),

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
+import torch
 
 from vidi.data.overlap import iou
 from vidi.engine.checkpoint import write_atomically
+from vidi.ops import boxes
 from vidi.types import Array, Boxes
 
 NEAR = 0.6
@@ -58,7 +60,8 @@ class Regions:
         out: Array = iou(self.xyxy, self.truth.xyxy[own & ~crowd]).max(1, initial=0.0)
         crowds = self.truth.xyxy[own & crowd]
         if len(crowds):
-            np.maximum(out, _covered(self.xyxy, crowds).max(1), out=out)
+            pair = torch.from_numpy(self.xyxy), torch.from_numpy(crowds)
+            np.maximum(out, boxes.covered(*pair).numpy().max(1), out=out)
         return out
 
     def examples(self, label: int) -> Array:
@@ -129,11 +132,3 @@ def _half(values: Array) -> Array:
     """The largest number of that precision stands for what is larger."""
     most = float(np.finfo(np.float16).max)
     return np.clip(values, -most, most).astype(np.float16)
-
-
-def _covered(regions: Array, boxes: Array) -> Array:
-    """float64 [N, M]: the share of each region that lies in each box."""
-    a, b = regions.astype(np.float64)[:, None], boxes.astype(np.float64)[None]
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    both = sides.clip(0).prod(2)
-    return np.asarray(both / (a[..., 2:] - a[..., :2]).prod(2).clip(1e-12))
