@@ -124,6 +124,10 @@ class Detection:
     """A region is an object from this overlap with one on (intersection over union)."""
     background_iou: tuple[float, float] | Auto = "auto"
     """A region is background with an overlap from the first number up to, but not with, the second; where there are too few such, with less. auto = 0.1 0.5, and 0 0.5 for R-CNN."""  # noqa: E501
+    anchors: int = 256
+    """Faster R-CNN: anchors that are learned from per image and step, at most half of them objects."""  # noqa: E501
+    anchor_iou: tuple[float, float] | Auto = "auto"
+    """Faster R-CNN: an anchor is background with an overlap below the first number, an object from the second on; auto = 0.3 0.7."""  # noqa: E501
     nms: float = 0.3
     """Of two detections of a class that overlap by more, the weaker is dropped."""
     soft_nms: Literal["none", "linear", "gaussian"] = "none"

@@ -36,7 +36,7 @@ SMALL_NETWORKS = {
     "segmentation": "fcn_small",
     "boundaries": "hed_small",
     "flow": "flownet_small",
-    "detection": "fast_rcnn_small",
+    "detection": "faster_rcnn_small",
 }
 NATIVE = 720
 """Up to this median shorter side, images with labels per pixel stay at their own size; larger ones
@@ -118,6 +118,8 @@ def for_data(
     if model == "auto":
         usual = "resnet20" if size <= SMALL else "resnet18"
         model = SMALL_NETWORKS.get(recipe.task, usual)
+        if detects and device.type == "cuda":
+            model = "faster_rcnn_resnet50_fpn"
         notes.append(f"model: {model} (for {size} px)")
     batch = recipe.batch_size
     if batch == "auto":
@@ -209,6 +211,7 @@ def _detection(recipe: Recipe, model: str) -> Detection:
         "regions": 128 if more else 64,
         "foreground": 0.5 if more else 0.25,
         "background_iou": (0.0 if _each(model) else 0.1, 0.5),
+        "anchor_iou": (0.3, 0.7),
     }
     return replace(told, **{k: v for k, v in auto.items() if getattr(told, k) == "auto"})
 

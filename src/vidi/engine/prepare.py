@@ -32,6 +32,7 @@ from vidi.models.weights import (
     load_weights,
     published_preprocessing,
 )
+from vidi.ops import anchors
 from vidi.recipe import Detection, Recipe
 from vidi.tasks import Task, detection
 from vidi.types import Array, Normalisation
@@ -43,6 +44,8 @@ their side still has a pixel for every pixel."""
 POWERS = {"weights": 1.0, "sqrt-weights": 0.5}
 SCORING = 10.0
 """A boundary map's forward pass and its score take this many times the forward pass."""
+OF_ANCHORS = "objects."
+"""What says of anchors whether they are objects, in a network whose anchors are fitted."""
 BALANCES = {
     "classification": ("none", "sampler", *POWERS),
     "segmentation": ("none", *POWERS),
@@ -153,6 +156,7 @@ def prepare(
                 "on it, with --weights set to this one if you like."
             )
     train_ids = dataset.splits["train"]
+    asked_for = recipe.data.proposals
     weights_look = None if saved else _weights_look(recipe)
     if saved is None:
         look = survey(dataset.images, train_ids)
@@ -187,15 +191,20 @@ def prepare(
         )
         notes.append(report.sentence)
         is_head = set(report.replaced).__contains__
+    if saved is not None:
+        is_head = set(saved.data["head"]).__contains__
     frames = 1 if dataset.images2 is None else 2
+    learned = bool(getattr(model, "proposes", False))
+    if detects and saved is None:
+        recipe = _proposing(recipe, learned, asked_for)
     regions = recipe.detection.regions
-    assert regions != "auto"
+    assert regions != "auto" and recipe.image_size != "auto"
     macs = count.macs(model, recipe.image_size, frames=frames, regions=regions)
     if saved is None:
         val = len(dataset.splits["val"])
         seen = _evaluated_pixels(recipe, look) / recipe.image_size**2
         if detects:
-            proposed = recipe.data.proposal_count
+            proposed = count.proposed(model) if learned else recipe.data.proposal_count
             seen = count.macs(model, recipe.image_size, regions=proposed) / macs
         share = val * seen / (3 * len(train_ids))  # a forward pass is a third of a step's work
         if dataset.task == "boundaries":
@@ -247,7 +256,7 @@ def prepare(
         notes += audit.warnings(dataset)
     train_ids = dataset.splits["train"]
     fingerprint, proposed_as = dataset.fingerprint(), None
-    if detects:
+    if detects and not learned:
         ids = np.concatenate(list(dataset.splits.values()))
         dataset = propose.attach(dataset, ids, recipe, say, threads=defaults.cores())
         truth = cache.keep_truth(dataset)
@@ -276,13 +285,13 @@ def prepare(
             notes.append(f"no pixel of {many} is {' or '.join(missing)}, which will not be learned")
     task = make_task(dataset.task, classes, recipe, counts, loss)
     if detects:
-        objects, mean, std = detection.delta_statistics(truth, train_ids, len(classes))
+        objects = detection.objects(truth, train_ids, len(classes))
         missing = [name for name, n in zip(classes, objects, strict=True) if not n]
         if missing and saved is None:
             notes.append(f"no box of training is {' or '.join(missing)}, which will not be learned")
-        take: Any = getattr(model, "set_delta_statistics", None)
-        if take is not None:  # on resuming too: a run may have been killed before its first save
-            take(torch.from_numpy(mean), torch.from_numpy(std))
+        # On resuming too: a run may have been killed before its first save.
+        said = _fitted_to_boxes(model, is_head, recipe, dataset, truth, train_ids, objects)
+        notes += said if saved is None else []
     compute = Compute(where, recipe.precision, bool(recipe.channels_last), normalisation)
     balance = None
     if recipe.data.balance == "sampler" and labels is not None:
@@ -329,7 +338,6 @@ def prepare(
     )
     if saved is not None:
         description = dataclasses.replace(saved, recipe=recipe)
-        is_head = set(saved.data["head"]).__contains__
     return Prepared(
         description=description,
         model=model,
@@ -346,15 +354,78 @@ def prepare(
     )
 
 
+def _proposing(recipe: Recipe, learned: bool, asked: str) -> Recipe:
+    """The recipe, which says who proposes. ``learned``: the network does. ``asked``: the recipe's
+    own word, before it was settled."""
+    if learned and asked not in ("auto", propose.NETWORK):
+        raise InputError(
+            f"{recipe.model} proposes its regions itself, so --data.proposals {asked} would count "
+            "for nothing. Leave it out, or choose a network that is told, such as fast_rcnn_small."
+        )
+    if not learned and asked == propose.NETWORK:
+        raise InputError(
+            f"{recipe.model} does not propose regions. Choose a network that does, such as "
+            "faster_rcnn_small, or another --data.proposals."
+        )
+    if not learned:
+        return recipe
+    return dataclasses.replace(
+        recipe, data=dataclasses.replace(recipe.data, proposals=propose.NETWORK)
+    )
+
+
+def _fitted_to_boxes(
+    model: nn.Module,
+    is_head: Callable[[str], bool],
+    recipe: Recipe,
+    dataset: Dataset,
+    truth: Callable[[int], dict[str, Any]],
+    ids: Array,
+    objects: Array,
+) -> list[str]:
+    """Gives the network what it wants to know of the training set's boxes: the statistics of its
+    deltas, or anchors that suit them."""
+    named = [name for name, _ in model.named_parameters()]
+    take: Any = getattr(model, "set_delta_statistics", None)
+    if take is not None:
+        mean, std = detection.delta_statistics(truth, ids, len(objects))
+        take(torch.from_numpy(mean), torch.from_numpy(std))
+    take = getattr(model, "set_anchors", None)
+    # Weights that say something of anchors come with those they know.
+    if take is None or not any(is_head(n) for n in named if n.startswith(OF_ANCHORS)):
+        return []
+    assert recipe.image_size != "auto" and recipe.augmentation.longest != "auto"
+    side, longest = recipe.image_size, recipe.augmentation.longest
+
+    def scale(i: int) -> float:
+        """Input pixels per pixel."""
+        h, w = dataset.images.size(i)
+        if recipe.augmentation.crop == "whole":
+            return 1.0
+        return min(side / min(h, w), longest / max(h, w))
+
+    sides, weights = detection.box_sides(truth, ids, objects, scale)
+    wanted: Any = model
+    shapes, overlap = anchors.fit(sides, weights, wanted.sides.numel() // 2)
+    take(torch.from_numpy(shapes))
+    told = ", ".join(f"{w:.0f}×{h:.0f}" for w, h in shapes)
+    return [
+        f"anchors: {told} px, fitted to the training boxes, which they overlap by {overlap:.2f} on "
+        "average"
+    ]
+
+
 def _completed(recipe: Recipe) -> Recipe:
     """A saved recipe as it was meant when it was saved: settings that have come since are off."""
     half = 0.0 if recipe.schedule.half == "auto" else recipe.schedule.half
-    regions = 64 if recipe.detection.regions == "auto" else recipe.detection.regions
+    told = recipe.detection
+    regions = 64 if told.regions == "auto" else told.regions
+    overlaps = (0.3, 0.7) if told.anchor_iou == "auto" else told.anchor_iou
     return dataclasses.replace(
         recipe,
         augmentation=augment.resolve(recipe.augmentation),
         schedule=dataclasses.replace(recipe.schedule, half=half),
-        detection=dataclasses.replace(recipe.detection, regions=regions),
+        detection=dataclasses.replace(told, regions=regions, anchor_iou=overlaps),
     )
 
 
@@ -396,6 +467,7 @@ def make_task(
         options |= {"agree": recipe.data.agree, "disagreement": recipe.data.disagreement}
     if name == "detection":
         options |= {f.name: getattr(recipe.detection, f.name) for f in fields(recipe.detection)}
+        options["proposes"] = recipe.data.proposals == propose.NETWORK
     task: Task = tasks.find(name).Task(classes=classes, loss=loss, **options)
     return task
 

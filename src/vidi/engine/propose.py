@@ -18,6 +18,8 @@ from vidi.errors import InputError
 from vidi.recipe import Recipe
 from vidi.types import Array
 
+NETWORK = "network"
+"""Stands in the recipe where the network itself proposes."""
 DEFAULT: proposals.Method = "selective-fast"
 SAID = 30.0
 """Seconds between two sentences on how far the proposals are."""
@@ -32,7 +34,9 @@ def settled(name: str) -> str:
     """
     if name == "auto":
         return DEFAULT
-    if name in get_args(proposals.Method) or name.lower().endswith(proposal_lists.ENDINGS):
+    if name in (NETWORK, *get_args(proposals.Method)) or name.lower().endswith(
+        proposal_lists.ENDINGS
+    ):
         return name
     raise InputError(
         f"--data.proposals is {name!r}; it should be {', '.join(proposals.METHODS)}, or a file of "
@@ -45,8 +49,11 @@ def attach(
 ) -> Dataset:
     """The dataset whose samples at ``ids`` (int64 [N]) have the recipe's proposals.
 
-    Several processes share the computing. ``say`` hears how far it is.
+    Several processes share the computing. ``say`` hears how far it is. Where the network makes
+    them, it is the dataset as it came.
     """
+    if recipe.data.proposals == NETWORK:
+        return dataset
     name, count = settled(recipe.data.proposals), recipe.data.proposal_count
     if name not in proposals.METHODS:
         boxes = proposal_lists.read(str(Path(name).expanduser()), dataset, ids, count)

@@ -23,6 +23,13 @@ PROPOSED = 2000
 """Regions that a detector of proposals is usually asked about, in an image."""
 
 
+def proposed(model: nn.Module) -> int:
+    """Regions that the detector is asked about in an image: its own proposals, or as many as is
+    usual."""
+    _, predicting = getattr(model, "after", (0, PROPOSED))
+    return int(predicting)
+
+
 def macs(
     model: nn.Module,
     image_size: int,
@@ -34,7 +41,7 @@ def macs(
     """Multiply-adds to predict one square image of ``image_size`` pixels.
 
     ``frames``: how many images the network takes; by default two if its task is flow, else one.
-    ``regions``: if its task is detection, how many; 2,000 unless told.
+    ``regions``: if its task is detection, how many; unless told, as :func:`proposed` has it.
 
     Convolutions, matrix products and attention are counted, a multiplication and its addition as
     one, as the papers do; biases, normalisation, pooling and activations are not.
@@ -101,7 +108,7 @@ def _about(model: nn.Module, image: torch.Tensor, regions: int | None) -> list[t
     if getattr(model, "task", "") != "detection":
         return []
     side = image.shape[-1]
-    whole = torch.tensor([[0.0, 0, 0, side, side]]).repeat(regions or PROPOSED, 1)
+    whole = torch.tensor([[0.0, 0, 0, side, side]]).repeat(regions or proposed(model), 1)
     return [whole.to(image.device)]
 
 

@@ -26,6 +26,57 @@ from vidi.models.resnets import BasicBlock, conv_bn_relu, initialise, stage
 from vidi.ops.bilinear import enlarge
 
 
+def trunk(
+    stem: tuple[int, int], widths: tuple[int, ...], depths: tuple[int, ...], merged: int
+) -> tuple[nn.Sequential, nn.ModuleList, nn.ModuleList]:
+    """(stem to 1/2, stages to 1/4, 1/8 …, and of each stage what brings it to ``merged``)."""
+    first, channels = stem
+    begin = nn.Sequential(*conv_bn_relu(3, first, 2), *conv_bn_relu(first, channels, 1))
+    stages = nn.ModuleList()
+    for width, depth in zip(widths, depths, strict=True):
+        stages.append(stage(BasicBlock, channels, width, depth, 2, "B"))
+        channels = width
+    return begin, stages, nn.ModuleList(nn.Conv2d(width, merged, 1) for width in widths)
+
+
+def region_head(inputs: int, hidden: int) -> nn.Sequential:
+    """Two layers that look at a region's cells."""
+    return nn.Sequential(
+        nn.Linear(inputs, hidden, bias=False),
+        nn.LayerNorm(hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, hidden, bias=False),
+        nn.LayerNorm(hidden),
+        nn.ReLU(inplace=True),
+    )
+
+
+def initialise_small(network: nn.Module) -> None:
+    """He's, also for the ``head``; each block begins as if it were not there."""
+    initialise(network, zero_init_residual=True)
+    for module in network.get_submodule("head").modules():
+        if isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    for layer in network.get_submodule("lateral").children():
+        assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+        nn.init.zeros_(layer.bias)
+
+
+def sums(network: nn.Module, image: Tensor) -> list[Tensor]:
+    """The maps of a :func:`trunk` from fine to coarse, each with all coarser ones added."""
+    y = network.get_submodule("stem")(image)
+    maps = []
+    for module in network.get_submodule("stages").children():
+        y = module(y)
+        maps.append(y)
+    out: list[Tensor] = []
+    laterals = list(network.get_submodule("lateral").children())
+    for lateral, y in zip(reversed(laterals), reversed(maps), strict=True):
+        own: Tensor = lateral(y)
+        out.insert(0, own if not out else own + enlarge(out[0], 2, own.shape[2:]))
+    return out
+
+
 class SmallFastRCNN(FastRCNN):
     """Input: images [B, 3, H, W] of any size, regions [K, 5]; output as of :class:`FastRCNN`.
 
@@ -49,41 +100,13 @@ class SmallFastRCNN(FastRCNN):
         roi: Roi,
     ) -> None:
         super().__init__(num_classes, hidden, roi=roi, size=pooled, stride=4, first=0.5, sampling=1)
-        first, channels = stem
-        self.stem = nn.Sequential(*conv_bn_relu(3, first, 2), *conv_bn_relu(first, channels, 1))
-        self.stages = nn.ModuleList()
-        for width, depth in zip(widths, depths, strict=True):
-            self.stages.append(stage(BasicBlock, channels, width, depth, 2, "B"))
-            channels = width
-        self.lateral = nn.ModuleList(nn.Conv2d(width, merged, 1) for width in widths)
+        self.stem, self.stages, self.lateral = trunk(stem, widths, depths, merged)
         self.merge = nn.Sequential(*conv_bn_relu(merged, merged, 1))
-        self.head = nn.Sequential(
-            nn.Linear(merged * pooled**2, hidden, bias=False),
-            nn.LayerNorm(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, hidden, bias=False),
-            nn.LayerNorm(hidden),
-            nn.ReLU(inplace=True),
-        )
-        initialise(self, zero_init_residual=True)
-        for module in self.head:
-            if isinstance(module, nn.Linear):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        for layer in self.lateral:
-            assert isinstance(layer, nn.Conv2d) and layer.bias is not None
-            nn.init.zeros_(layer.bias)
+        self.head = region_head(merged * pooled**2, hidden)
+        initialise_small(self)
 
     def maps(self, image: Tensor) -> Tensor:
-        y = self.stem(image)
-        maps = []
-        for module in self.stages:
-            y = module(y)
-            maps.append(y)
-        total: Tensor | None = None
-        for lateral, y in zip(reversed(self.lateral), reversed(maps), strict=True):
-            own: Tensor = lateral(y)
-            total = own if total is None else own + enlarge(total, 2, own.shape[2:])
-        merged: Tensor = self.merge(total)
+        merged: Tensor = self.merge(sums(self, image)[0])
         return merged
 
     def responses(self, pooled: Tensor) -> Tensor:

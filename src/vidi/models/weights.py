@@ -71,7 +71,8 @@ def published(model_name: str) -> tuple[str, ...]:
     """Names of the published weights of a network or of its trunk, the default first; often none.
 
     Such as ``("imagenet1k_v1", "imagenet1k_v2")``; for timm's ``("imagenet",)``. A network for
-    segmentation may have its own after its trunk's: ``coco_with_voc_labels_v1``.
+    segmentation or detection may have its own after its trunk's: ``coco_with_voc_labels_v1``,
+    ``coco_v1``.
     """
     if model_name.startswith("timm:"):
         return ("imagenet",) if _timm_config(model_name) is not None else ()
@@ -82,13 +83,7 @@ def published_preprocessing(model_name: str, weights: str) -> Preprocessing | No
     """What published weights expect, by their name or their file's; None for any other file."""
     if model_name.startswith("timm:"):
         return _timm_preprocessing(model_name) if weights.lower() == "imagenet" else None
-    members = _members(model_name)
-    if (member := _member(members, weights)) is None:
-        path = Path(weights).expanduser()
-        if not path.exists():
-            return None
-        file = _file_in(path, model_name, members) if path.is_dir() else path
-        member = next((m for m in members.values() if _file_name(m) == file.name), None)
+    member = _chosen(model_name, weights)
     return None if member is None else _torchvision_preprocessing(model_name, member)
 
 
@@ -112,6 +107,9 @@ def load_weights(
     else:
         path = _locate(weights, model_name)
         state, origin = _read(path), str(path)
+        member = _chosen(model_name, weights)
+        if member is not None and _of_a_detector(member):
+            state = _with_eps(state)
     translated = None if _fits(model, state) else _translation(model, state)
     if translated is not None:
         report = _adopt(model, state, translated, origin)
@@ -158,6 +156,18 @@ def frozen_modules(model: nn.Module) -> list[nn.Module]:
     if own and not any(parameter.requires_grad for parameter in own):
         return [model]
     return [frozen for child in model.children() for frozen in frozen_modules(child)]
+
+
+def _with_eps(state: Mapping[str, Tensor], eps: float = 1e-5) -> dict[str, Tensor]:
+    """torchvision's published detectors divide by the root of the variance alone (``overwrite_eps``
+    sets their norms' eps to 0); where eps is added to it, these larger scales make up for that."""
+    out = dict(state)
+    for name, variance in state.items():
+        if name.endswith(".running_var"):
+            scale = f"{name.removesuffix('.running_var')}.weight"
+            larger = (1 + eps / variance.double()).sqrt()
+            out[scale] = (state[scale] * larger).to(variance.dtype)
+    return out
 
 
 def _fits(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
@@ -429,7 +439,7 @@ def _members(model_name: str) -> dict[str, Any]:
 def _enumerated(name: str) -> dict[str, Any]:
     torchvision_models = importlib.import_module("torchvision.models")
     try:
-        enum = torchvision_models.get_model_weights(name)
+        enum = torchvision_models.get_model_weights(name.replace("faster_rcnn", "fasterrcnn"))
     except ValueError:
         return {}
     # Weights without categories are trunks for other tasks (VGG-16's "features").
@@ -441,10 +451,28 @@ def _enumerated(name: str) -> dict[str, Any]:
 
 
 def _trunk(model_name: str) -> str | None:
-    """The network that a name ends in: ``vgg16`` for ``fcn8s_vgg16``."""
-    words = model_name.split("_")
+    """The network that a name ends in: ``vgg16`` for ``fcn8s_vgg16``, ``resnet50`` for
+    ``faster_rcnn_resnet50_fpn``."""
+    words = model_name.removesuffix("_fpn").split("_")
     ends = ("_".join(words[i:]) for i in range(1, len(words)))
     return next((end for end in ends if end in models.names()), None)
+
+
+def _chosen(model_name: str, weights: str) -> Any | None:
+    """torchvision's published weights that are meant by their name or their file's."""
+    members = _members(model_name)
+    if (member := _member(members, weights)) is not None:
+        return member
+    path = Path(weights).expanduser()
+    if not path.exists():
+        return None
+    file = _file_in(path, model_name, members) if path.is_dir() else path
+    return next((m for m in members.values() if _file_name(m) == file.name), None)
+
+
+def _of_a_detector(member: Any) -> bool:
+    """Whether published weights are of a whole network for detection."""
+    return "box_map" in member.meta["_metrics"].get("COCO-val2017", {})
 
 
 def _member(members: Mapping[str, Any], weights: str) -> Any | None:
@@ -458,6 +486,18 @@ def _file_name(member: Any) -> str:
 
 
 def _torchvision_preprocessing(model_name: str, member: Any) -> Preprocessing:
+    recipe = f"recipe: {member.meta['recipe']}"
+    if _of_a_detector(member):
+        # Its network normalises and resizes for itself, from settings in no table.
+        return Preprocessing(
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            image_size=800,
+            resize_size=800,
+            interpolation="bilinear",
+            categories=tuple(member.meta["categories"][1:]),  # the first is the background
+            source=f"torchvision's {member} (code BSD-3-Clause), trained on COCO; {recipe}",
+        )
     transforms = member.transforms()
     mean, std = tuple(transforms.mean), tuple(transforms.std)
     trunk = _trunk(model_name)
@@ -477,10 +517,7 @@ def _torchvision_preprocessing(model_name: str, member: Any) -> Preprocessing:
         interpolation=transforms.interpolation.value,
         # A trunk's weights come without the layer that knew the categories.
         categories=None if trunk and imagenet else tuple(member.meta["categories"]),
-        source=(
-            f"torchvision's {member} (code BSD-3-Clause), trained on {data}; "
-            f"recipe: {member.meta['recipe']}"
-        ),
+        source=f"torchvision's {member} (code BSD-3-Clause), trained on {data}; {recipe}",
     )
 
 

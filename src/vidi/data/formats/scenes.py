@@ -41,10 +41,9 @@ COUNTS = {"train": 10000, "val": 200, "test": 200}
 COUNTS_OF: dict[str, dict[str, int]] = {
     "segmentation": {"train": 15000},
     "flow": {"train": 4000},
-    "detection": {"train": 600, "val": 100, "test": 100},
 }
-"""Where other numbers are better: a run of minutes sees each of 10,000 masks a dozen times, a pair
-of frames takes ten times as long to draw, and a scene's proposals take a second."""
+"""Where other numbers are better: a run of minutes sees each of 10,000 masks a dozen times, and a
+pair of frames takes ten times as long to draw."""
 APART = 10**9
 """Index of a split's first scene: 0, 10⁹, 2 · 10⁹."""
 DRAWN = 1
