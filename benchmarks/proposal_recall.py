@@ -1,10 +1,13 @@
 """Recall against the number of proposals, and the seconds they take: a table and a picture.
 
-    python benchmarks/proposal_recall.py DATA … [--images N] [--out DIR]
+    python benchmarks/proposal_recall.py DATA … [--run RUN] [--images N] [--out DIR]
 
 ``DATA``: whatever `vidi proposals` takes; ``DATA=SPLIT`` looks at one split of it. All methods of
-``--methods`` are run on each; seconds are one processor's per image, measured when the proposals
-were computed. ``--images``: as many of each split, evenly spread. The picture is
+``--methods`` are run on each, and the network of ``--run``, which proposes its regions itself:
+1,000 an image. Recall is asked of all boxes, whatever their class. A network is measured on images
+that it was not trained on, so give ``DATA=test`` with a run. Seconds are one processor's per image,
+from the decoded image on, measured when the proposals were computed (the network's on a GPU, where
+there is one: by the clock). ``--images``: as many of each split, evenly spread. The picture is
 ``proposal-recall.png``; the table is printed as Markdown.
 """
 
@@ -21,27 +24,35 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from vidi import api
 from vidi.data.open import open_data
 from vidi.data.proposals import METHODS, Method, search
 from vidi.data.recall import COUNTS, Recall, recall
-from vidi.report.pictures import BLUE, GREEN, ORANGE, STYLE
+from vidi.engine import learned_proposals
+from vidi.report.pictures import BLUE, GREEN, ORANGE, RED, STYLE
 
-SHOWN = (100, 200, 500, 1000, 2000, 10_000)
+SHOWN = (100, 300, 1000, 2000, 10_000)
 """Columns of the table."""
-COLOURS = dict(zip(METHODS, (BLUE, GREEN, ORANGE), strict=True))
+LEARNED = tuple(count for count in COUNTS if count <= 1000)
+"""Of a network: more would cost it time that no detector spends."""
+COLOURS: dict[str, str] = dict(zip(METHODS, (BLUE, GREEN, ORANGE), strict=True))
 
 
 @dataclass(frozen=True)
 class Measured:
     data: str
     images: int
-    method: Method
+    method: str
     found: Recall
     seconds: float
 
 
 def measure(
-    source: str, split: str | None, images: int | None, methods: list[Method]
+    source: str,
+    split: str | None,
+    images: int | None,
+    methods: list[Method],
+    model: api.Model | None,
 ) -> list[Measured]:
     dataset = open_data(source, task="detection", carve_val=False)
     ids = np.arange(len(dataset)) if split is None else dataset.split(split).ids
@@ -64,6 +75,24 @@ def measure(
             )
         )
         print(f"{name}: {method} done", file=sys.stderr)
+    if model is not None:
+        if split in (None, "train"):
+            print(
+                f"{name}: the network may have been trained on these images, and finds more in "
+                f"them than in others. Measure it on {source}=test.",
+                file=sys.stderr,
+            )
+        own = (model.network, model.recipe, model.compute)
+        found = learned_proposals.search(*own, dataset, ids, count=max(LEARNED), threads=2)
+        out.append(
+            Measured(
+                name,
+                len(ids),
+                f"network ({model.recipe.model})",
+                recall([one.boxes for one in found], boxes, (0.5,), LEARNED),
+                float(np.mean([one.seconds for one in found])),
+            )
+        )
     return out
 
 
@@ -71,9 +100,10 @@ def table(rows: list[Measured]) -> str:
     heads = ["data", "boxes", "method", *(f"{count:,}" for count in SHOWN), "found", "s an image"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in rows:
-        shown = [f"{row.found.table[row.found.counts.index(count), 0]:.3f}" for count in SHOWN]
+        at = dict(zip(row.found.counts, row.found.table[:, 0], strict=True))
+        shown = [f"{at[count]:.3f}" if count in at else "–" for count in SHOWN]
         cells = [f"{row.data} ({row.images} images)", f"{row.found.boxes:,}", f"`{row.method}`"]
-        cells += [*shown, f"{row.found.proposals[-1]:,.0f}", f"{row.seconds:.2f}"]
+        cells += [*shown, f"{row.found.proposals[-1]:,.0f}", f"{row.seconds:.3g}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -81,20 +111,22 @@ def table(rows: list[Measured]) -> str:
 def draw(rows: list[Measured], path: Path) -> None:
     names = list(dict.fromkeys(row.data for row in rows))
     with matplotlib.rc_context({**STYLE, "lines.markersize": 3.5}):
-        figure = Figure(figsize=(3.6 * len(names), 3.6), layout="constrained")
+        figure = Figure(figsize=(3.6 * len(names), 4.2), layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
         for axes, name in zip(panels, names, strict=True):
             for row in (row for row in rows if row.data == name):
                 # From where an image has fewer proposals, more are not to be had.
                 reached = np.searchsorted(row.found.proposals, row.found.proposals[-1]) + 1
-                label = f"{row.method}, {row.seconds:.2f} s"
+                label = f"{row.method}, {row.seconds:.2g} s"
                 counts, values = row.found.counts[:reached], row.found.table[:reached, 0]
-                axes.plot(counts, values, "o-", color=COLOURS[row.method], label=label)
+                colour = COLOURS.get(row.method, RED)
+                axes.plot(counts, values, "o-", color=colour, label=label)
             axes.set(title=name, xlabel="proposals per image, at most", xscale="log")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
             axes.set_ylim(0, 1.02)
-            axes.legend(loc="upper left", fontsize=8)
+            # Below the axes, where no line can lie under it.
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8)
         panels[0].set_ylabel("recall at an overlap of 0.5")
         figure.savefig(path, dpi=150)
 
@@ -108,12 +140,14 @@ def main() -> None:
     parser.add_argument(
         "--methods", nargs="+", default=["selective-fast", "edge-boxes"], choices=METHODS
     )
+    parser.add_argument("--run", help="a run of a network that proposes its regions itself")
     parser.add_argument("--out", type=Path, default=Path())
     told = parser.parse_args()
+    model = None if told.run is None else api.load(told.run)
     rows: list[Measured] = []
     for one in told.data:
         source, _, split = one.partition("=") if not one.startswith("scenes:") else (one, "", "")
-        rows += measure(source, split or None, told.images, told.methods)
+        rows += measure(source, split or None, told.images, told.methods, model)
     print(table(rows))
     told.out.mkdir(parents=True, exist_ok=True)
     draw(rows, told.out / "proposal-recall.png")

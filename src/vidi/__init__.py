@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vidi.data.open import open_data as open
     from vidi.engine.flow_fields import FlowField
     from vidi.engine.heatmaps import HeatMap
+    from vidi.engine.learned_proposals import Proposed
     from vidi.errors import InputError, RunError
     from vidi.recipe import (
         Augmentation,
@@ -58,6 +59,7 @@ _HOME = {
     "DetectedObjects": "vidi.api",
     "FlowField": "vidi.engine.flow_fields",
     "HeatMap": "vidi.engine.heatmaps",
+    "Proposed": "vidi.engine.learned_proposals",
     "Evaluation": "vidi.api",
     "Dataset": "vidi.data.dataset",
     "Sample": "vidi.types",
@@ -88,6 +90,7 @@ __all__ = [
     "DetectedObjects",
     "FlowField",
     "HeatMap",
+    "Proposed",
     "Evaluation",
     "Dataset",
     "Sample",

@@ -25,10 +25,21 @@ from vidi.data.cache import seconds
 from vidi.data.dataset import Dataset, FramePairs
 from vidi.data.loader import Loader
 from vidi.data.open import KIND, from_images, from_pairs, open_data
-from vidi.engine import checkpoint, defaults, device, distributed, finish, heatmaps, propose
+from vidi.engine import (
+    checkpoint,
+    defaults,
+    device,
+    distributed,
+    finish,
+    heatmaps,
+    learned_proposals,
+    propose,
+    tiled,
+)
 from vidi.engine.evaluate import Compute, evaluate, predictions
 from vidi.engine.flow_fields import FlowField
 from vidi.engine.heatmaps import ENLARGE, HeatMap
+from vidi.engine.learned_proposals import Proposed
 from vidi.engine.prepare import (
     Prepared,
     address,
@@ -288,7 +299,13 @@ class Model:
         return source.images.load(0, None)[0]
 
     def predict(
-        self, sources: Any, *, flip: bool = False, scales: Sequence[float] = (1.0,)
+        self,
+        sources: Any,
+        *,
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
+        tile: int | None = None,
+        overlap: int | None = None,
     ) -> list[Any]:
         """One prediction per image, in order: a :class:`Prediction`, a :class:`Segmentation`, a
         :class:`BoundaryMap` or :class:`DetectedObjects`; for flow, a :class:`FlowField` per pair.
@@ -296,11 +313,14 @@ class Model:
         ``sources``: a path, a uint8 RGB array [H, W, 3], or a list of either; for flow, a list of
         pairs of them. The image goes through the very steps that evaluation takes. ``flip``
         averages over its mirror image, ``scales`` over several sizes, relative to its own
-        (segmentation, boundaries).
+        (segmentation, boundaries). ``tile`` looks for small objects (detection) in windows of so
+        many pixels, too, as if each was an image; they are ``overlap`` pixels or more over one
+        another, a quarter unless told.
 
         Raises :class:`InputError` that lists every image that cannot be read.
         """
         views = self._views(flip, scales)
+        overlap = tiled.settled(self.recipe.task, tile, overlap)
         images = [sources] if isinstance(sources, str | Path | np.ndarray) else list(sources)
         most = self.recipe.data.max_megapixels
         if self.recipe.task == "flow":
@@ -311,6 +331,8 @@ class Model:
         if self.recipe.task == "detection":
             dataset = propose.attach(dataset, ids, self.recipe, threads=defaults.cores())
         task, batches = self._loader(dataset, ids)
+        if tile is not None:
+            task = tiled.Tiled(task, dataset, self.recipe, self.compute, tile, overlap)
         found: list[Any] = []
         for _, some in predictions(self.network, task, batches, self.compute, **views):
             found += some
@@ -363,6 +385,25 @@ class Model:
                 )
             )
         return out
+
+    def proposals(self, sources: Any, count: int = 1000) -> list[Proposed]:
+        """Where a network that proposes regions itself says that objects may be, of whatever class,
+        in each image, in order: its ``count`` surest proposals. ``sources``: as for
+        :meth:`predict`.
+
+        Raises :class:`InputError` for a network that does not, and images that cannot be read.
+        """
+        images = [sources] if isinstance(sources, str | Path | np.ndarray) else list(sources)
+        dataset = from_images(images, max_megapixels=self.recipe.data.max_megapixels)
+        return learned_proposals.search(
+            self.network,
+            self.recipe,
+            self.compute,
+            dataset,
+            np.arange(len(dataset)),
+            count=count,
+            threads=defaults.cores(),
+        )
 
     @functools.cached_property
     def convolutional(self) -> Convolutional:
@@ -430,13 +471,16 @@ class Model:
         split: str | None = None,
         flip: bool = False,
         scales: Sequence[float] = (1.0,),
+        tile: int | None = None,
+        overlap: int | None = None,
     ) -> Evaluation:
         """The metrics on a split: test where there is one, else validation; ``split`` chooses.
 
-        ``data``: other data with the same classes (default: what the run was trained on). ``flip``
-        and ``scales`` as in :meth:`predict`.
+        ``data``: other data with the same classes (default: what the run was trained on). ``flip``,
+        ``scales``, ``tile`` and ``overlap`` as in :meth:`predict`.
         """
         views = self._views(flip, scales)
+        overlap = tiled.settled(self.recipe.task, tile, overlap)
         description = self.description
         own = data is None
         dataset = open_data(
@@ -465,6 +509,8 @@ class Model:
         if self.recipe.task == "detection":
             dataset = propose.attach(dataset, ids, self.recipe, threads=defaults.cores())
         task, batches = self._loader(dataset, ids)
+        if tile is not None:
+            task = tiled.Tiled(task, dataset, self.recipe, self.compute, tile, overlap)
         meter, samples, failures = evaluate(self.network, task, batches, self.compute, **views)
         if failures and self.recipe.bad_images == "error":
             raise InputError(unreadable(failures, f"in the split {split}"))

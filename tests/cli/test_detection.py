@@ -22,7 +22,7 @@ from vidi.data.open import open_data
 Ask = Callable[..., tuple[int, str, str]]
 SCENES = "scenes:detection,size=64,n=8,val=2,test=3"
 FEW: dict[str, Any] = {
-    "data": {"proposals": "edge-boxes", "proposal_count": 100, "cache": "off"},
+    "data": {"cache": "off"},
     "batch_size": 4,
     "length": {"steps": 2},
     "detection": {"least_score": 0.0},  # it is sure of nothing yet
@@ -84,7 +84,8 @@ def test_training_leaves_pictures_and_the_score(ask: Ask, run: Path) -> None:
                  "evaluation.json", "best.safetensors"):  # fmt: skip
         assert (run / name).is_file(), name
     recipe = json.loads((run / "recipe.json").read_text())["recipe"]
-    assert recipe["model"] == "fast_rcnn_small"
+    assert recipe["model"] == "faster_rcnn_small"
+    assert recipe["data"]["proposals"] == "network"
     assert recipe["augmentation"]["preset"] == "boxes"
     code, out, err = ask("eval", run, "--json")
     assert code == 0, err
@@ -154,6 +155,25 @@ def test_objects_are_printed_and_drawn(ask: Ask, run: Path, images: Path, tmp_pa
         "predict", run, lines[0]["path"], "--least", best["score"] - 1e-4, "--out", tmp_path / "a"
     )
     assert f"{best['class']} {best['score']:.2f}" in out
+
+
+def test_tiles_of_large_images(ask: Ask, run: Path, images: Path, tmp_path: Path) -> None:
+    """Each has proposals of its own."""
+    path = next((images / "test").iterdir())
+    words = ("predict", run, path, "--tile", 48, "--least", 0, "--json")
+    code, out, err = ask(*words, "--out", tmp_path / "a")
+    assert code == 0, err
+    model = vidi.load(run)
+    (result,) = model.predict(path, tile=48, overlap=12)
+    (said,) = (json.loads(line) for line in out.splitlines())
+    found = np.array([o["box"] for o in said["objects"]], np.float32)
+    np.testing.assert_array_equal(found, result.found.xyxy)
+    (whole,) = model.predict(path)
+    assert len(result.found) != len(whole.found)
+    code, out, err = ask("eval", run, images, "--split", "test", "--tile", 48, "--json")
+    assert code == 0, err
+    expected = model.evaluate(images, split="test", tile=48).metrics
+    assert json.loads(out)["metrics"]["map"] == pytest.approx(expected["map"])
 
 
 @pytest.mark.parametrize("kind", ["coco", "voc", "yolo"])
@@ -239,11 +259,16 @@ def test_voc_files_are_what_voc_reads(ask: Ask, run: Path, images: Path, tmp_pat
         (("predict", "{run}", "{images}", "--thin"), "--thin is for boundaries"),
         (("predict", "{run}", "{images}", "--scales", 0.5, 1), "several scales"),
         (("predict", "{run}", "{images}", "--pair", "a", "b"), "--pair is for flow"),
+        (("predict", "{run}", "{images}", "--tile", 8), "at least 32 are expected"),
+        (("predict", "{run}", "{images}", "--tile", 64, "--overlap", 40), "half a tile, 32"),
+        (("predict", "{run}", "{images}", "--overlap", 8), "there are no tiles"),
         (("predict", "{run}", "nowhere.png"), "nowhere.png"),
         (("predict", "{run}", "{images}", "--format", "coco", "--numbers", "no.json"), "no COCO"),
         (("eval", "--predictions", "{images}/test", "{images}", "--errors"), "no detections"),
         (("eval", "--predictions", "no.json", "{images}"), "no.json"),
         (("eval", "{run}", "--suppress"), "--suppress is for --predictions"),
+        (("eval", "{run}", "--tile", 8), "at least 32 are expected"),
+        (("eval", "--predictions", "no.json", "{images}", "--tile", 64), "leave out --flip"),
     ],
 )
 def test_words_that_do_not_fit(
@@ -269,6 +294,10 @@ def test_words_of_detection_for_another_run(ask: Ask, photos: Path, tmp_path: Pa
         code, _, err = ask("predict", tmp_path / "run", photos, *words)
         assert code == 2
         assert "are for detection; this run's task is classification" in " ".join(err.split())
+    for verb in (("predict", tmp_path / "run", photos), ("eval", tmp_path / "run")):
+        code, _, err = ask(*verb, "--tile", 64)
+        assert code == 2
+        assert "Tiles are for detection; this run's task is classification" in " ".join(err.split())
     code, _, err = ask("eval", tmp_path / "run", "--errors")
     assert code == 2
     assert "--errors is for detection" in err

@@ -238,7 +238,9 @@ def test_regions_that_are_given_are_those_answered() -> None:
         again = network(image, own.regions)
         none = network(image, regions[:0])
         for k, region in enumerate(regions):
-            alone = network(image[int(region[0])][None], torch.cat((region[:1] * 0, region[1:]))[None])
+            alone = network(
+                image[int(region[0])][None], torch.cat((region[:1] * 0, region[1:]))[None]
+            )
             torch.testing.assert_close(alone.logits[0], given.logits[k])
             torch.testing.assert_close(alone.deltas[0], given.deltas[k])
     assert isinstance(given, Outputs) and torch.equal(given.regions, regions)
@@ -327,6 +329,8 @@ def test_counts() -> None:
         told_regions = fast_rcnn_small()
     assert parameters == count.parameters(told_regions) + 3 * smoothing + 4 * said
     assert count.proposed(network) == 300 and count.proposed(told_regions) == 2000
+    # Ren et al., section 3.3: a threshold of 0.7, and the 300 surest.
+    assert network.overlap == 0.7 and network.after[1] == 300 and network.beta == 1
 
 
 def test_another_order_or_number_of_anchors_is_seen() -> None:

@@ -49,6 +49,10 @@ class Eval:
     """Average each image's prediction with its mirror image's."""
     scales: tuple[float, ...] = (1.0,)
     """Average over the image at these sizes, relative to its own (labels per pixel)."""
+    tile: Annotated[int | None, arg(metavar="PX")] = None
+    """Detection: look at windows of so many pixels, too, as `vidi predict --tile` does."""
+    overlap: Annotated[int | None, arg(metavar="PX")] = None
+    """With --tile: the least that windows overlap by. none = a quarter of --tile."""
     predictions: Annotated[str | None, arg(metavar="FOLDER")] = None
     """Score what lies in this folder, named as the images: boundary maps (grey images of 8 or 16
     bits, .npy or .mat), flow (.flo, or KITTI's PNG of 16 bits), or detections (VOC's XML with
@@ -91,9 +95,10 @@ def main(arguments: Sequence[str]) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         model = api.load(told.run)
         small = model.compressed(told.svd) if told.svd else None
-        result = model.evaluate(told.data, split=told.split, flip=told.flip, scales=told.scales)
+        views: dict[str, Any] = {"flip": told.flip, "tile": told.tile, "overlap": told.overlap}
+        result = model.evaluate(told.data, split=told.split, scales=told.scales, **views)
         if small is not None:
-            before, result = result, small.evaluate(told.data, split=told.split, flip=told.flip)
+            before, result = result, small.evaluate(told.data, split=told.split, **views)
             compressed = _compressed(model, small, before.metrics, result.metrics)
             if told.out is not None:
                 compressed["run"] = str(small.save(told.out))
@@ -171,10 +176,11 @@ def _show_compressed(compressed: Mapping[str, Any]) -> None:
 
 
 def _score_files(told: Eval) -> int:
-    if told.data is not None or told.flip or told.scales != (1.0,) or told.svd:
+    tiles = told.tile is not None or told.overlap is not None
+    if told.data is not None or told.flip or told.scales != (1.0,) or told.svd or tiles:
         raise InputError(
             "With --predictions there is no run: give the data alone, and leave out --flip, "
-            "--scales and --svd."
+            "--scales, --tile and --svd."
         )
     assert told.predictions is not None
 

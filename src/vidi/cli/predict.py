@@ -64,6 +64,10 @@ class Predict:
     """The class that --heatmap shows. none = each image's likeliest."""
     enlarge: float = 2.0
     """For --heatmap, the image's shorter side in sides of the training images: more show smaller things."""  # noqa: E501
+    tile: Annotated[int | None, arg(metavar="PX")] = None
+    """Detection, for small objects: look at windows of so many pixels, too, as if each was an image. The run's image size shows them as they are."""  # noqa: E501
+    overlap: Annotated[int | None, arg(metavar="PX")] = None
+    """With --tile: the least that windows overlap by, better more than small objects are long. none = a quarter of --tile."""  # noqa: E501
     least: float = LEAST
     """Detection: the smallest score that is shown. The files of --format have all."""
     format: Literal["coco", "voc", "yolo"] | None = None
@@ -85,10 +89,12 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"--top is {told.top}; at least 1 class can be shown.")
 
     from vidi import api
+    from vidi.engine import tiled
 
     with contextlib.redirect_stdout(sys.stderr):
         model = api.load(told.run)
     _check_detection(told, model.recipe.task)
+    tiled.settled(model.recipe.task, told.tile, told.overlap)
     if model.recipe.task == "flow":
         return _flow(model, told)
     if told.pair is not None:
@@ -115,7 +121,9 @@ def main(arguments: Sequence[str]) -> int:
     sheet: list[HeatMap] = []
     done, failed = 0, len(unread)
     chunk = CHUNK.get(model.recipe.task, 64)
-    predict = functools.partial(model.predict, flip=told.flip, scales=told.scales)
+    predict = functools.partial(
+        model.predict, flip=told.flip, scales=told.scales, tile=told.tile, overlap=told.overlap
+    )
     for start in range(0, len(images), chunk):
         for _, result in predicted(predict, images[start : start + chunk]):
             if isinstance(result, InputError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -17,8 +18,10 @@ from vidi.cli.arguments import parse
 from vidi.errors import InputError
 
 if TYPE_CHECKING:
+    from vidi.data.dataset import Dataset
     from vidi.data.proposals import Found
     from vidi.data.recall import Recall
+    from vidi.types import Array
 
 SHOWN = 40
 """As many classes are shown, those with the most boxes."""
@@ -35,12 +38,17 @@ class Proposals:
     The lecture: 10,000 proposals reach recall 0.991, and take 17 s an image.
 
     vidi proposals cells/ --method edge-boxes --out checked/
+
+    vidi proposals cells/ --run runs/cells-faster_rcnn_small --split test
     """
 
     data: Annotated[Positional[str], arg(metavar="DATA")]
     """Data with boxes: what `vidi train` takes for detection."""
-    method: Literal["selective-fast", "selective-quality", "edge-boxes"] = "selective-fast"
-    """Selective search as in R-CNN, or in more colour spaces; EdgeBoxes on image gradients."""
+    method: Literal["selective-fast", "selective-quality", "edge-boxes"] | None = None
+    """Selective search as in R-CNN, or in more colour spaces; EdgeBoxes on image gradients. none =
+    selective-fast, or what --run proposes."""
+    run: Annotated[str | None, arg(metavar="RUN")] = None
+    """In place of a method: this run's network, which proposes regions itself; none are kept."""
     count: int = 2000
     """Proposals per image, at most."""
     split: Annotated[str | None, arg(metavar="NAME")] = None
@@ -60,31 +68,27 @@ def main(arguments: Sequence[str]) -> int:
     for name, value in (("count", told.count), ("threads", told.threads)):
         if value is not None and value < 1:
             raise InputError(f"--{name} is {value}; at least 1 is needed.")
+    if told.run is not None and told.method is not None:
+        raise InputError(
+            f"--method {told.method} and --run {told.run} each say what proposes. Leave one out, "
+            "and run the command twice to compare them."
+        )
 
     import numpy as np
 
     from vidi.data.open import open_data
-    from vidi.data.proposals import search
     from vidi.data.recall import COUNTS, THRESHOLDS, recall_per_class
 
     dataset = open_data(told.data, task="detection", carve_val=False)
     print(dataset, file=sys.stderr)
     ids = np.arange(len(dataset)) if told.split is None else dataset.split(told.split).ids
-    found = search(
-        dataset,
-        ids,
-        told.method,
-        count=told.count,
-        seed=told.seed,
-        threads=told.threads or os.cpu_count() or 1,
-        progress=_progress(),
-    )
+    found, by = _search(told, dataset, ids)
     for note in found.notes:
         print(f"vidi: {note}", file=sys.stderr)
     boxes = [dataset.annotations(int(i))["boxes"] for i in ids]
     counts = (*(c for c in COUNTS if c < told.count), told.count)
     whole, by_class = recall_per_class(found.boxes, boxes, dataset.classes, THRESHOLDS, counts)
-    result = _object(told, found, whole, by_class)
+    result = _object(told, by, found, whole, by_class)
     if told.out is not None:
         result["pictures"] = _write(told, result, whole)
     if told.json:
@@ -92,6 +96,56 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     _print(told, result, whole, by_class)
     return 0
+
+
+def _search(told: Proposals, dataset: Dataset, ids: Array) -> tuple[Found, dict[str, Any]]:
+    """The proposals, and what made them: method, run, its model, and the device."""
+    from vidi.data import proposals
+
+    threads = told.threads or os.cpu_count() or 1
+    if told.run is None:
+        method = told.method or "selective-fast"
+        found = proposals.search(
+            dataset,
+            ids,
+            method,
+            count=told.count,
+            seed=told.seed,
+            threads=threads,
+            progress=_progress(),
+        )
+        return found, {"method": method, "run": None, "model": None, "device": "cpu"}
+
+    import numpy as np
+
+    from vidi import api
+    from vidi.engine import learned_proposals
+
+    with contextlib.redirect_stdout(sys.stderr):
+        model = api.load(told.run)
+        proposed = learned_proposals.search(
+            model.network,
+            model.recipe,
+            model.compute,
+            dataset,
+            ids,
+            count=told.count,
+            threads=threads,
+            progress=_progress(),
+        )
+    known = learned_proposals.seen_in_training(model.description, dataset, told.split)
+    found = proposals.Found(
+        [one.boxes for one in proposed],
+        np.array([one.seconds for one in proposed]),
+        len(proposed),
+        [] if known is None else [known],
+    )
+    return found, {
+        "method": "network",
+        "run": told.run,
+        "model": model.recipe.model,
+        "device": model.compute.device.type,
+    }
 
 
 def _progress() -> Callable[[int, int], None] | None:
@@ -106,12 +160,16 @@ def _progress() -> Callable[[int, int], None] | None:
 
 
 def _object(
-    told: Proposals, found: Found, whole: Recall, by_class: Mapping[str, Recall]
+    told: Proposals,
+    by: Mapping[str, Any],
+    found: Found,
+    whole: Recall,
+    by_class: Mapping[str, Recall],
 ) -> dict[str, Any]:
     n = len(found.boxes)
     return {
         "data": told.data,
-        "method": told.method,
+        **by,
         "count": told.count,
         "split": told.split,
         "seed": told.seed,
@@ -151,7 +209,7 @@ def _write(told: Proposals, result: Mapping[str, Any], whole: Recall) -> list[st
     try:
         folder.mkdir(parents=True, exist_ok=True)
         name = Path(told.data).name or told.data
-        title = f"{name}: {told.method}, {result['samples']:,} images, {whole.boxes:,} boxes"
+        title = f"{name}: {_maker(result)}, {result['samples']:,} images, {whole.boxes:,} boxes"
         picture.draw(whole, folder / "recall.png", title=title)
         (folder / "recall.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
@@ -179,13 +237,19 @@ def _print(
         named = [[name, f"{by_class[name].boxes:,}", *_cells(by_class[name], -1)] for name in most]
         _table(["class", "boxes", *heads, "average"], named)
     seconds = result["seconds_per_image"]
-    took = "" if seconds is None else f" {seconds:.2f} s of a processor an image;"
-    new = f"{result['computed']:,} of {result['samples']:,} computed now, the others were kept."
-    print(f"{told.method}:{took} {new}")
+    of = "of a processor" if result["device"] == "cpu" else f"on {result['device']}"
+    took = "" if seconds is None else f" {seconds:.3g} s {of} an image;"
+    new = f"{result['computed']:,} of {result['samples']:,} computed now"
+    kept = "" if told.run is not None else ", the others were kept"
+    print(f"{_maker(result)}:{took} {new}{kept}.")
     print("The lecture (selective search, quality, VOC 2007): 10,000 proposals reach recall 0.991")
     print("at IoU 0.5 and take 17 s an image.")
     for path in result["pictures"]:
         print(f"wrote {path}")
+
+
+def _maker(result: Mapping[str, Any]) -> str:
+    return str(result["model"] or result["method"])
 
 
 def _cells(one: Recall, c: int) -> list[str]:

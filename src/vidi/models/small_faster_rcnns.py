@@ -93,8 +93,9 @@ class SmallFasterRCNN(FasterRCNN):
         return [merge(y) for merge, y in zip(self.merge, sums(self, image), strict=True)]
 
     def told(self, maps: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        layers = zip(self.objects, self.moves, maps, strict=True)
-        return [(objects(y), moves(y)) for objects, moves, y in layers]
+        with in_full(maps[0]):
+            layers = zip(self.objects, self.moves, map(exact, maps), strict=True)
+            return [(objects(y), moves(y)) for objects, moves, y in layers]
 
     def shapes(self) -> list[Tensor]:
         return [grids.about(sides, FIRST) for sides in self.sides]
