@@ -39,7 +39,7 @@ class Data:
     disagreement: Literal["auto", "negative", "ignore", "share"] = "auto"
     """Boundaries: pixels that some annotators mark, but fewer, are none (negative), count for nothing (ignore), or are one to that degree (share)."""  # noqa: E501
     proposals: str = "auto"
-    """Detection: the method that proposes regions (selective-fast, selective-quality, edge-boxes), or a file of yours with them (.json, .npz); auto = selective-fast."""  # noqa: E501
+    """Detection: the method that proposes regions (selective-fast, selective-quality, edge-boxes), a file of yours with them (.json, .npz), or the network itself (network); auto = network if it can, else selective-fast."""  # noqa: E501
     proposal_count: int = 2000
     """Detection: proposals per image, at most."""
     max_megapixels: float = 100.0
@@ -117,13 +117,13 @@ class Detection:
     """How regions are sampled in training, and detections chosen in evaluation."""
 
     regions: int | Auto = "auto"
-    """Regions that are learned from per image and step; auto = 64, and 128 for Fast R-CNN from scratch."""  # noqa: E501
+    """Regions that are learned from per image and step; auto = 64, and 128 for Faster R-CNN, and for Fast R-CNN from scratch."""  # noqa: E501
     foreground: float | Auto = "auto"
-    """The share of them, at most, that are objects; auto = 0.25, and 0.5 for Fast R-CNN from scratch."""  # noqa: E501
+    """The share of them, at most, that are objects; auto = 0.25, and 0.5 for Fast and Faster R-CNN from scratch."""  # noqa: E501
     foreground_iou: float = 0.5
     """A region is an object from this overlap with one on (intersection over union)."""
     background_iou: tuple[float, float] | Auto = "auto"
-    """A region is background with an overlap from the first number up to, but not with, the second; where there are too few such, with less. auto = 0.1 0.5, and 0 0.5 for R-CNN."""  # noqa: E501
+    """A region is background with an overlap from the first number up to, but not with, the second; where there are too few such, with less. auto = 0.1 0.5, and 0 0.5 for R-CNN and Faster R-CNN with weights."""  # noqa: E501
     anchors: int = 256
     """Faster R-CNN: anchors that are learned from per image and step, at most half of them objects."""  # noqa: E501
     anchor_iou: tuple[float, float] | Auto = "auto"

@@ -39,8 +39,9 @@ def settled(name: str) -> str:
     ):
         return name
     raise InputError(
-        f"--data.proposals is {name!r}; it should be {', '.join(proposals.METHODS)}, or a file of "
-        f"yours that ends in {' or '.join(proposal_lists.ENDINGS)}."
+        f"--data.proposals is {name!r}; it should be {', '.join(proposals.METHODS)}, {NETWORK} "
+        "(it proposes itself), or a file of yours that ends in "
+        f"{' or '.join(proposal_lists.ENDINGS)}."
     )
 
 
