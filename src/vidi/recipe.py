@@ -123,7 +123,7 @@ class Detection:
     foreground_iou: float = 0.5
     """A region is an object from this overlap with one on (intersection over union)."""
     background_iou: tuple[float, float] | Auto = "auto"
-    """A region is background with an overlap from the first number up to, but not with, the second; where there are too few such, with less. auto = 0.1 0.5, and 0 0.5 for R-CNN and Faster R-CNN with weights."""  # noqa: E501
+    """A region is background with an overlap from the first number up to, but not with, the second; where there are too few such, with less. auto = 0.1 0.5, and 0 0.5 for R-CNN and Faster R-CNN."""  # noqa: E501
     anchors: int = 256
     """Faster R-CNN: anchors that are learned from per image and step, at most half of them objects."""  # noqa: E501
     anchor_iou: tuple[float, float] | Auto = "auto"

@@ -209,15 +209,15 @@ def _detection(recipe: Recipe, model: str) -> Detection:
     """R-CNN fine-tunes on all that is no object (2014, section 2.3); Fast R-CNN on what overlaps
     one a little (2015, section 2.3). Both on 64 regions an image, a quarter of them objects. From
     scratch Fast and Faster R-CNN get more of both, which cost them little: most of what they are to
-    learn, the classes, they learn from objects. Faster R-CNN with weights has 128 regions, too, a
-    quarter of them objects, the others all that is no object, as its network proposes that."""
+    learn, the classes, they learn from objects. Faster R-CNN has 128 regions with weights, too, and
+    its background is all that is no object: its own network proposes that."""
     told = recipe.detection
     scratch = recipe.weights is None and not _each(model)
-    tuned = _learned(model) and not scratch
+    told_where = not _each(model) and not _learned(model)
     auto: dict[str, Any] = {
-        "regions": 128 if scratch or tuned else 64,
+        "regions": 128 if scratch or _learned(model) else 64,
         "foreground": 0.5 if scratch else 0.25,
-        "background_iou": (0.0 if _each(model) or tuned else 0.1, 0.5),
+        "background_iou": (0.1 if told_where else 0.0, 0.5),
         "anchor_iou": (0.3, 0.7),
     }
     return replace(told, **{k: v for k, v in auto.items() if getattr(told, k) == "auto"})
