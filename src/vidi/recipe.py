@@ -126,8 +126,8 @@ class Detection:
     """A region is background with an overlap from the first number up to, but not with, the second; where there are too few such, with less. auto = 0.1 0.5, and 0 0.5 for R-CNN and Faster R-CNN."""  # noqa: E501
     anchors: int = 256
     """Faster R-CNN: anchors that are learned from per image and step, at most half of them objects."""  # noqa: E501
-    anchor_iou: tuple[float, float] | Auto = "auto"
-    """Faster R-CNN: an anchor is background with an overlap below the first number, an object from the second on; auto = 0.3 0.7."""  # noqa: E501
+    anchor_iou: tuple[float, float] = (0.3, 0.7)
+    """Faster R-CNN: an anchor is background with an overlap below the first number, an object from the second on."""  # noqa: E501
     nms: float = 0.3
     """Of two detections of a class that overlap by more, the weaker is dropped."""
     soft_nms: Literal["none", "linear", "gaussian"] = "none"
@@ -333,6 +333,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "regularisation.label_smoothing": (0, 1),
     "regularisation.ema": (0, 1 - 1e-12),
     "detection.regions": (1, 100_000),
+    "detection.anchors": (1, 100_000),
     "detection.foreground": (0, 1),
     "detection.foreground_iou": (0.01, 1),
     "detection.nms": (0, 1),

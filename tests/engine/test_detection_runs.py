@@ -14,9 +14,11 @@ from PIL import Image
 from torch import nn
 
 import vidi
+from vidi.engine import propose as engine
 from vidi.errors import InputError
 from vidi.models import count
 from vidi.models.small_fast_rcnns import fast_rcnn_small
+from vidi.models.small_faster_rcnns import faster_rcnn_small
 
 Propose = Callable[[str, Path], str]
 COUNTS = {"train": 16, "val": 4, "test": 4}
@@ -26,6 +28,18 @@ def detector(num_classes: int) -> nn.Module:
     return fast_rcnn_small(
         num_classes,
         stem=(8, 8),
+        widths=(8, 16, 16, 16),
+        depths=(1, 1, 1, 1),
+        merged=16,
+        pooled=3,
+        hidden=32,
+    )
+
+
+def proposing(num_classes: int) -> nn.Module:
+    return faster_rcnn_small(
+        num_classes,
+        stem=(8, 16),
         widths=(8, 16, 16, 16),
         depths=(1, 1, 1, 1),
         merged=16,
@@ -211,5 +225,95 @@ def test_any_size_of_image_is_seen(tmp_path: Path, data: Path) -> None:
     shapes = ((3, 5), (1, 1), (300, 8), (64, 64))
     images = [np.zeros((h, w, 3), np.uint8) for h, w in shapes]
     for found, (h, w) in zip(model.predict(images), shapes, strict=True):
+        assert found.size == (h, w) and np.isfinite(found.found.xyxy).all()
+        assert (found.found.xyxy <= [w, h, w, h]).all()
+
+
+# The network proposes
+
+
+def test_who_proposes_learns_what_is_easy_too(tmp_path: Path, data: Path) -> None:
+    """Nothing is computed before training, and the recipe says who proposed."""
+    run = train(data, tmp_path / "run", "auto", model=proposing, length={"steps": 120})
+    assert run.test_metrics is not None
+    assert run.metrics["map50"] > 0.9 and run.test_metrics["map50"] > 0.9
+    model = vidi.load(run.path, network=proposing)
+    assert model.recipe.data.proposals == "network"
+    assert model.description.data["proposals"] is None
+    assert model.recipe.detection.anchor_iou == (0.3, 0.7)
+    assert model.evaluate().metrics == pytest.approx(run.test_metrics, abs=1e-6, nan_ok=True)
+    dataset = vidi.open(str(data))
+    (found,) = model.predict(data / "images" / "test" / "01.png")
+    truth = dataset[int(dataset.splits["test"][1])].boxes
+    assert truth is not None
+    sure = found.found.xyxy[found.found.scores > 0.5]
+    assert len(sure) == len(truth.labels) and np.abs(sure.sum(0) - truth.xyxy.sum(0)).max() < 8
+
+
+def test_anchors_are_fitted_to_boxes_as_the_network_sees_them(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The squares have 14 to 21 pixels a side at 48, and twice as many at 96."""
+    fitted = []
+    for size in (48, 96):
+        run = train(
+            data, tmp_path / str(size), "auto", model=proposing, image_size=size,
+            length={"steps": 1},
+        )  # fmt: skip
+        network: Any = vidi.load(run.path, network=proposing).network
+        fitted.append(network.sides.view(12, 2).numpy())
+        told = ", ".join(f"{w:.0f}×{h:.0f}" for w, h in fitted[-1])
+        assert f"anchors: {told} px, fitted to" in " ".join(capsys.readouterr().err.split())
+    # Images of 48 × 56 and 64 × 48: a shorter side of 48 leaves them as they are.
+    assert fitted[0].min() > 13 and fitted[0].max() < 22
+    assert (np.diff(fitted[0].prod(1)) >= 0).all()
+    assert fitted[1] == pytest.approx(2 * fitted[0], rel=1e-3)
+
+
+def test_weights_come_with_the_anchors_that_they_know(tmp_path: Path, data: Path) -> None:
+    first = train(data, tmp_path / "first", "auto", model=proposing, length={"steps": 2})
+    before: Any = vidi.load(first.path, network=proposing).network
+    other = tmp_path / "other"
+    squares(other)
+    again = train(
+        other, tmp_path / "again", "auto", model=proposing, length={"steps": 1}, image_size=64,
+        weights=str(first.path),
+    )  # fmt: skip
+    after: Any = vidi.load(again.path, network=proposing).network
+    assert torch.equal(after.sides, before.sides)
+
+
+def test_who_proposes_is_settled_by_the_network(
+    tmp_path: Path, data: Path, propose: Propose
+) -> None:
+    own = propose(str(data), tmp_path / "own.json")
+    for asked in ("selective-fast", "edge-boxes", own):
+        with pytest.raises(InputError, match="proposes its regions itself"):
+            train(data, tmp_path / "run", asked, model=proposing)
+    with pytest.raises(InputError, match="does not propose regions"):
+        train(data, tmp_path / "run", "network")
+
+
+def test_a_dataset_whose_network_proposes_is_left_alone(data: Path) -> None:
+    dataset = vidi.open(str(data))
+    recipe = vidi.recipe.replace(vidi.recipe.Recipe(), {"data.proposals": "network"})
+    assert engine.attach(dataset, np.arange(4), recipe) is dataset
+    assert "proposals" not in dataset.annotations(0)
+    assert engine.settled("network") == "network"
+
+
+@pytest.mark.parametrize("name", ["anchors", "anchor_iou"])
+def test_anchors_that_make_no_sense_are_refused(tmp_path: Path, data: Path, name: str) -> None:
+    wrong: dict[str, Any] = {"anchors": 0, "anchor_iou": (0.7, 0.3)}
+    with pytest.raises(InputError, match=f"--detection.{name.replace('_', '-')}"):
+        train(data, tmp_path / "run", "auto", model=proposing, detection={name: wrong[name]})
+
+
+def test_any_size_of_image_is_proposed_on(tmp_path: Path, data: Path) -> None:
+    run = train(data, tmp_path / "run", "auto", model=proposing)
+    model = vidi.load(run.path, network=proposing)
+    shapes = ((3, 5), (1, 1), (300, 8), (64, 64))
+    images = [np.zeros((h, w, 3), np.uint8) for h, w in shapes]
+    for found, (h, w) in zip(model.predict(images, flip=True), shapes, strict=True):
         assert found.size == (h, w) and np.isfinite(found.found.xyxy).all()
         assert (found.found.xyxy <= [w, h, w, h]).all()

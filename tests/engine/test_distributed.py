@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vidi.engine.run import read_metrics
+from vidi.engine.run import read_header, read_metrics
 
 FLAGS = [
     "train",
@@ -32,14 +32,39 @@ FLAGS = [
 ]
 
 
-def vidi(run: Path, *more: str, processes: int = 1) -> dict[str, Any]:
+DETECTION = [
+    "train",
+    "scenes:detection,size=48,n=12,val=4,test=0",
+    "--model",
+    "test_golden:proposer",
+    "--image-size",
+    "48",
+    "--detection.regions",
+    "16",
+    "--detection.anchors",
+    "64",
+    "--lr",
+    "0.01",
+    "--epochs",
+    "3",
+    "--batch-size",
+    "4",
+    *FLAGS[FLAGS.index("--precision") :],
+]
+"""On a network without batch statistics, which is found beside this file."""
+
+
+def vidi(
+    run: Path, *more: str, processes: int = 1, flags: list[str] | None = None
+) -> dict[str, Any]:
     launch = ["-m", "vidi"]
     if processes > 1:
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
         launch += [str(processes), "-m", "vidi"]
     done = subprocess.run(
-        [sys.executable, *launch, *FLAGS, "--run-dir", str(run), *more],
+        [sys.executable, *launch, *(flags or FLAGS), "--run-dir", str(run), *more],
         capture_output=True,
+        cwd=Path(__file__).parent,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=240,
@@ -80,3 +105,14 @@ def test_begun_with_one_process_resumed_with_two(
     whole = vidi(tmp_path / "whole", *schedule)
     assert both["steps"] == whole["steps"]
     assert np.allclose(losses(run), losses(tmp_path / "whole"), atol=1e-3)
+
+
+def test_two_processes_propose_and_sample_as_one(tmp_path: Path) -> None:
+    """Of each image the same regions and anchors, and means over those of all processes."""
+    alone = vidi(tmp_path / "one", flags=DETECTION)
+    both = vidi(tmp_path / "two", processes=2, flags=DETECTION)
+    assert alone["steps"] == both["steps"] == 9
+    assert np.allclose(losses(tmp_path / "one"), losses(tmp_path / "two"), atol=1e-3)
+    notes = [read_header(tmp_path / name / "best.safetensors").notes for name in ("one", "two")]
+    fitted = [[note for note in some if note.startswith("anchors: ")] for some in notes]
+    assert fitted[0] == fitted[1] and len(fitted[0]) == 1

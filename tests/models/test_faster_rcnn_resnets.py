@@ -44,6 +44,10 @@ CHOSEN: dict[str, Any] = {
 """What torchvision's differs in from Fast R-CNN's paper."""
 
 
+def proposed(network: Any, anchored: Any, sizes: Any) -> list[torch.Tensor]:
+    return [boxes for boxes, _ in network.scored_proposals(anchored, sizes)]
+
+
 def torchvisions(depth: int, classes: int = CLASSES, norm: Any = FrozenBatchNorm2d) -> Any:
     """As ``fasterrcnn_resnet50_fpn`` builds it from a classifier's weights, three stages to train;
     for images whose shorter side is 160 pixels, and with fewer proposals."""
@@ -209,7 +213,7 @@ def test_every_level_and_the_detections_equal_torchvisions(
     for part in parts:
         module = theirs.get_submodule(part)
         monkeypatch.setattr(module, "forward", noting(said, part, module.forward))
-    steps = ("pyramid", "told", "anchored", "proposed", "pooled", "respond")
+    steps = ("pyramid", "told", "anchored", "scored_proposals", "pooled", "respond")
     found: dict[str, Any] = {}
     for step in steps:
         monkeypatch.setattr(ours, step, noting(found, step, getattr(ours, step)))
@@ -229,11 +233,11 @@ def test_every_level_and_the_detections_equal_torchvisions(
     assert torch.equal(found["anchored"].anchors, anchors[0])
     ((boxes,), _) = said["rpn"]
     assert len(boxes) == PROPOSALS
-    torch.testing.assert_close(found["proposed"], [boxes])
+    torch.testing.assert_close([one for one, _ in found["scored_proposals"]], [boxes])
     torch.testing.assert_close(found["pooled"], said["roi_heads.box_roi_pool"])
     torch.testing.assert_close(found["respond"], said["roi_heads.box_predictor"])
     ours.train()
-    (in_training,) = ours.proposed(found["anchored"], batch.image_sizes)
+    (in_training,) = proposed(ours, found["anchored"], batch.image_sizes)
     ours.eval()
     more = filtered(theirs, logits, deltas, anchors, batch.image_sizes)
     assert len(more) > 2 * PROPOSALS

@@ -33,6 +33,10 @@ TINY: dict[str, Any] = {
 }
 
 
+def proposed(network: Any, anchored: Any, sizes: Any) -> list[torch.Tensor]:
+    return [boxes for boxes, _ in network.scored_proposals(anchored, sizes)]
+
+
 def varied(network: nn.Module, seed: int = 0) -> Any:
     """As after some training: no layer is zero, normalisation does something, and what is said of
     one anchor is not what is said of the next."""
@@ -151,7 +155,7 @@ def test_proposals_equal_a_slow_reference(
 ) -> None:
     network = Two(before, after, threshold).train(training)
     image, sizes = images(2, (48, 72)), [(48, 72), (31, 50)]
-    found = network.proposed(network.anchored(network.pyramid(image)), sizes)
+    found = proposed(network, network.anchored(network.pyramid(image)), sizes)
     for k, size in enumerate(sizes):
         expected = slow(network, image[k : k + 1], size, training=training)
         torch.testing.assert_close(found[k], expected)
@@ -221,7 +225,7 @@ def test_maps_do_not_suppress_each_others_proposals() -> None:
 
     network = Same((9, 9), (9, 9), 0.7).eval()
     maps = [torch.zeros(1, 1, 1, 1)] * 2
-    (found,) = network.proposed(network.anchored(maps), [(20, 20)])
+    (found,) = proposed(network, network.anchored(maps), [(20, 20)])
     assert found.tolist() == [[0, 0, 9, 9]] * 2
 
 
@@ -264,7 +268,7 @@ def test_a_function_hears_the_proposals_and_decides(training: bool) -> None:
     outputs = network(images(2, (40, 60)), choose, sizes)
     assert outputs.regions.tolist() == [[1, 1, 2, 30, 30], [0, 5, 5, 9, 19]]
     assert outputs.logits.shape == (2, 4)
-    expected = network.proposed(outputs.anchored, sizes)
+    expected = proposed(network, outputs.anchored, sizes)
     assert len(heard) == 2
     for told, own in zip(heard, expected, strict=True):
         assert torch.equal(told, own) and not told.requires_grad
@@ -528,6 +532,6 @@ def test_suppression_leaves_no_two_alike_on_a_map() -> None:
         anchors=anchored.anchors[:first],
         counts=(first,),
     )
-    (boxes,) = network.proposed(one, [(64, 64)])
+    (boxes,) = proposed(network, one, [(64, 64)])
     overlaps = box_iou(boxes, boxes).fill_diagonal_(0)
     assert len(boxes) > 20 and 0.3 < overlaps.max() <= 0.5

@@ -73,8 +73,8 @@ def for_data(
 ) -> tuple[Recipe, list[str]]:
     """Network, input size, batch, augmentation, arithmetic.
 
-    ``images``: size of the training split. ``weights_size``: the input side that the published
-    weights were trained at, if some are loaded.
+    ``images``: size of the training split. ``weights_size``: the input side that the weights were
+    trained at, if some are loaded; for detection, if they are a detector's.
     """
     notes: list[str] = []
     dense, detects = recipe.task in DENSE, recipe.task == "detection"
@@ -103,6 +103,8 @@ def for_data(
         # As in the paper; on a CPU from scratch as small as its objects can be told in.
         paper = device.type == "cuda" or recipe.weights is not None
         size = 600 if paper else max(DETECTED[0], min(DETECTED[1], survey.shorter))
+        if weights_size is not None:
+            size = weights_size
         notes.append(f"image size: shorter side {size} px, longer side at most {5 * size // 3}")
     else:
         if weights_size is not None:
@@ -182,7 +184,6 @@ def for_data(
         channels_last=channels_last,
         compile=compiled,
         augmentation=augment.resolve(augmentation),
-        detection=_detection(recipe, model),
         data=replace(
             recipe.data,
             threads=threads,
@@ -200,25 +201,21 @@ def _each(model: str) -> bool:
     return model.startswith("rcnn")
 
 
-def _learned(model: str) -> bool:
-    """Whether the network proposes its regions itself."""
-    return model.startswith("faster_rcnn")
+def for_regions(recipe: Recipe, learned: bool) -> Detection:
+    """How regions are sampled. ``learned``: the network proposes them itself.
 
-
-def _detection(recipe: Recipe, model: str) -> Detection:
-    """R-CNN fine-tunes on all that is no object (2014, section 2.3); Fast R-CNN on what overlaps
+    R-CNN fine-tunes on all that is no object (2014, section 2.3); Fast R-CNN on what overlaps
     one a little (2015, section 2.3). Both on 64 regions an image, a quarter of them objects. From
     scratch Fast and Faster R-CNN get more of both, which cost them little: most of what they are to
     learn, the classes, they learn from objects. Faster R-CNN has 128 regions with weights, too, and
     its background is all that is no object: its own network proposes that."""
     told = recipe.detection
-    scratch = recipe.weights is None and not _each(model)
-    told_where = not _each(model) and not _learned(model)
+    each = _each(recipe.model)
+    scratch = recipe.weights is None and not each
     auto: dict[str, Any] = {
-        "regions": 128 if scratch or _learned(model) else 64,
+        "regions": 128 if scratch or learned else 64,
         "foreground": 0.5 if scratch else 0.25,
-        "background_iou": (0.1 if told_where else 0.0, 0.5),
-        "anchor_iou": (0.3, 0.7),
+        "background_iou": (0.0 if each or learned else 0.1, 0.5),
     }
     return replace(told, **{k: v for k, v in auto.items() if getattr(told, k) == "auto"})
 

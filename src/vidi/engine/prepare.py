@@ -33,7 +33,7 @@ from vidi.models.weights import (
     published_preprocessing,
 )
 from vidi.ops import anchors
-from vidi.recipe import Detection, Recipe
+from vidi.recipe import Data, Detection, Recipe
 from vidi.tasks import Task, detection
 from vidi.types import Array, Normalisation
 
@@ -44,8 +44,6 @@ their side still has a pixel for every pixel."""
 POWERS = {"weights": 1.0, "sqrt-weights": 0.5}
 SCORING = 10.0
 """A boundary map's forward pass and its score take this many times the forward pass."""
-OF_ANCHORS = "objects."
-"""What says of anchors whether they are objects, in a network whose anchors are fitted."""
 BALANCES = {
     "classification": ("none", "sampler", *POWERS),
     "segmentation": ("none", *POWERS),
@@ -161,6 +159,8 @@ def prepare(
     if saved is None:
         look = survey(dataset.images, train_ids)
         size = weights_look.image_size if weights_look else None
+        if detects and weights_look and not weights_look.detector:
+            size = None
         recipe, said = defaults.for_data(
             dataclasses.replace(recipe, task=dataset.task), look, len(train_ids), where, size
         )
@@ -195,6 +195,8 @@ def prepare(
         is_head = set(saved.data["head"]).__contains__
     frames = 1 if dataset.images2 is None else 2
     learned = bool(getattr(model, "proposes", False))
+    if saved is None:
+        recipe = dataclasses.replace(recipe, detection=defaults.for_regions(recipe, learned))
     if detects and saved is None:
         recipe = _proposing(recipe, learned, asked_for)
     regions = recipe.detection.regions
@@ -367,8 +369,20 @@ def _proposing(recipe: Recipe, learned: bool, asked: str) -> Recipe:
             f"{recipe.model} does not propose regions. Choose a network that does, such as "
             "faster_rcnn_small, or another --data.proposals."
         )
+    plain = Detection()
+    told = recipe.detection
     if not learned:
+        if (told.anchors, told.anchor_iou) != (plain.anchors, plain.anchor_iou):
+            raise InputError(
+                f"{recipe.model} has no anchors, so --detection.anchors and --detection.anchor-iou "
+                "would count for nothing. Leave them out."
+            )
         return recipe
+    if recipe.data.proposal_count != Data().proposal_count:
+        raise InputError(
+            f"{recipe.model} proposes its regions itself, so --data.proposal-count would count for "
+            "nothing. Leave it out."
+        )
     return dataclasses.replace(
         recipe, data=dataclasses.replace(recipe.data, proposals=propose.NETWORK)
     )
@@ -391,9 +405,13 @@ def _fitted_to_boxes(
         mean, std = detection.delta_statistics(truth, ids, len(objects))
         take(torch.from_numpy(mean), torch.from_numpy(std))
     take = getattr(model, "set_anchors", None)
-    # Weights that say something of anchors come with those they know.
-    if take is None or not any(is_head(n) for n in named if n.startswith(OF_ANCHORS)):
+    if take is None:
         return []
+    # Weights that say something of anchors come with those they know.
+    if not any(
+        is_head(name) for name in named if name.startswith(getattr(model, "of_anchors", ""))
+    ):
+        return ["anchors: those of the weights"]
     assert recipe.image_size != "auto" and recipe.augmentation.longest != "auto"
     side, longest = recipe.image_size, recipe.augmentation.longest
 
@@ -420,12 +438,11 @@ def _completed(recipe: Recipe) -> Recipe:
     half = 0.0 if recipe.schedule.half == "auto" else recipe.schedule.half
     told = recipe.detection
     regions = 64 if told.regions == "auto" else told.regions
-    overlaps = (0.3, 0.7) if told.anchor_iou == "auto" else told.anchor_iou
     return dataclasses.replace(
         recipe,
         augmentation=augment.resolve(recipe.augmentation),
         schedule=dataclasses.replace(recipe.schedule, half=half),
-        detection=dataclasses.replace(told, regions=regions, anchor_iou=overlaps),
+        detection=dataclasses.replace(told, regions=regions),
     )
 
 
@@ -569,11 +586,13 @@ def _refuse_for_detection(recipe: Recipe) -> None:
         raise InputError("Mixup and CutMix mix labels of whole images; here they are boxes.")
     propose.settled(recipe.data.proposals)
     d = recipe.detection
-    if d.background_iou != "auto":
-        low, high = d.background_iou
+    for name, overlaps in (("background", d.background_iou), ("anchor", d.anchor_iou)):
+        if overlaps == "auto":
+            continue
+        low, high = overlaps
         if not 0 <= low < high <= 1:
             raise InputError(
-                f"--detection.background-iou is {low:g} {high:g}; two numbers from 0 to 1 are "
+                f"--detection.{name}-iou is {low:g} {high:g}; two numbers from 0 to 1 are "
                 "expected, the smaller one first."
             )
 
@@ -638,6 +657,7 @@ def without(dataset: Dataset, bad: dict[str, str]) -> Dataset:
 class _Look:
     image_size: int
     normalisation: Normalisation
+    detector: bool
 
 
 def _weights_look(recipe: Recipe) -> _Look | None:
@@ -651,7 +671,8 @@ def _weights_look(recipe: Recipe) -> _Look | None:
     if file.name == BEST and file.is_file():
         saved = read_header(file)
         assert saved.recipe.image_size != "auto"
-        return _Look(saved.recipe.image_size, saved.normalisation)
+        detector = saved.recipe.task == "detection"
+        return _Look(saved.recipe.image_size, saved.normalisation, detector)
     found = published_preprocessing(recipe.model, recipe.weights)
     if found is None:
         return None
@@ -659,6 +680,7 @@ def _weights_look(recipe: Recipe) -> _Look | None:
     return _Look(
         found.image_size,
         Normalisation((mean[0], mean[1], mean[2]), (std[0], std[1], std[2])),
+        recipe.weights.startswith("coco"),  # published by that name are detectors and FCNs
     )
 
 

@@ -159,6 +159,14 @@ def check(
             f"The network {name} cannot take images of {image_size} × {image_size} pixels: "
             + (f"it needs at least {smallest}." if smallest else f"{error}.")
         ) from error
+    if getattr(model, "proposes", False) and not (
+        hasattr(output, "anchored") and isinstance(getattr(model, "after", None), tuple)
+    ):
+        raise InputError(
+            f"The network {name} says that it proposes regions, but gives nothing that they could "
+            "be learned by. Let it be a vidi.models.faster_rcnns.FasterRCNN, or like one: with "
+            "`after`, and outputs that have `regions` and `anchored`."
+        )
     if isinstance(output, tuple):
         output = output[0]
     wanted = (1, num_classes, image_size, image_size) if dense else (1, num_classes)

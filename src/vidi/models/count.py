@@ -26,8 +26,10 @@ PROPOSED = 2000
 def proposed(model: nn.Module) -> int:
     """Regions that the detector is asked about in an image: its own proposals, or as many as is
     usual."""
-    _, predicting = getattr(model, "after", (0, PROPOSED))
-    return int(predicting)
+    if not getattr(model, "proposes", False):
+        return PROPOSED
+    after: Any = model.after
+    return int(after[1])
 
 
 def macs(

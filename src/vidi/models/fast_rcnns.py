@@ -113,8 +113,7 @@ class FastRCNN(nn.Module):
         y = torch.cat([self.responses(self.pooled(maps, part)) for part in parts])
         # In full precision whatever the rest computes in: bf16's scores, of 256 steps an octave,
         # would be equal for many detections, whose order counts.
-        kind = y.device.type
-        with contextlib.nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):
+        with in_full(y):
             y = y.to(self.delta_std.dtype)
             logits, deltas = self.cls_score(y), self.bbox_pred(y)[:, 4:]
             if not self.training:
@@ -179,6 +178,18 @@ class FastRCNN(nn.Module):
             self.delta_mean.zero_()
             self.delta_std.fill_(1)
         return found if complete(self, found, NEW) else None
+
+
+def exact(x: Tensor) -> Tensor:
+    """Not in bf16, whose 256 steps an octave would make many scores equal."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def in_full(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Arithmetic in the weights' own precision, whatever the rest computes in."""
+    if x.device.type == "meta":
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 class ClassifierFastRCNN(FastRCNN):

@@ -33,7 +33,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidi.models import resnets
-from vidi.models.faster_rcnns import SOURCE, Anchored, FasterRCNN, exact, in_full
+from vidi.models.fast_rcnns import exact, in_full
+from vidi.models.faster_rcnns import SOURCE, Anchored, FasterRCNN
 from vidi.models.fcns import complete, fitting
 from vidi.ops import anchors as grids
 from vidi.ops import boxes as boxes_ops

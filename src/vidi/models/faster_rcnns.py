@@ -12,13 +12,13 @@ resolutions for that, each for boxes of its size.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from vidi.models.fast_rcnns import exact
 from vidi.ops import anchors as grids
 from vidi.ops import boxes as ops
 from vidi.ops.regions import regions_of
@@ -69,6 +69,9 @@ class FasterRCNN(nn.Module):
     of each map the logits [B, a, h, w] and deltas [B, 4 a, h, w] of its anchors; ``shapes()``, of
     each map the anchors [a, 4] of its first cell; and ``respond(maps, regions)``: of each region
     logits [K, 1 + C] and deltas [K, 4 (1 + C)].
+
+    One whose anchors are to be fitted to the data also has their ``sides`` [..., 2], takes others
+    by ``set_anchors(sides [N, 2])``, and names by ``of_anchors`` what says if they are objects.
 
     ``before``, ``after``: the surest anchors of a map, and the proposals of an image, at most, in
     training and in evaluation. ``overlap``: of two proposals of a map that overlap by more, the
@@ -121,7 +124,8 @@ class FasterRCNN(nn.Module):
         anchored = self.anchored(maps)
         if not isinstance(regions, Tensor):
             whole = [(image.shape[2], image.shape[3])] * len(image)
-            proposed = self.proposed(anchored, whole if sizes is None else sizes)
+            scored = self.scored_proposals(anchored, whole if sizes is None else sizes)
+            proposed = [boxes for boxes, _ in scored]
             regions = regions_of(proposed) if regions is None else regions(proposed)
         parts = (regions,) if self.training else torch.split(regions, _AT_ONCE)
         told = [self.respond(maps, part) for part in parts]
@@ -133,7 +137,7 @@ class FasterRCNN(nn.Module):
 
     def anchored(self, maps: list[Tensor]) -> Anchored:
         logits, deltas, anchors = [], [], []
-        rows = zip(maps, self.told(maps), self.shapes(), self.strides, strict=False)
+        rows = zip(maps, self.told(maps), self.shapes(), self.strides, strict=True)
         for y, (objects, moves), shapes, stride in rows:
             b, a, h, w = objects.shape
             logits.append(objects.permute(0, 2, 3, 1).reshape(b, -1))
@@ -144,11 +148,6 @@ class FasterRCNN(nn.Module):
         return Anchored(
             exact(torch.cat(logits, 1)), exact(torch.cat(deltas, 1)), torch.cat(anchors), counts
         )
-
-    @torch.no_grad()
-    def proposed(self, anchored: Anchored, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """The proposals [P, 4] of each image, the surest first."""
-        return [boxes for boxes, _ in self.scored_proposals(anchored, sizes)]
 
     @torch.no_grad()
     def scored_proposals(
@@ -182,15 +181,3 @@ class FasterRCNN(nn.Module):
             kept, sure = ops.suppress(boxes, scores, apart, self.overlap)
             out.append((boxes[kept[:after]], sure[:after]))
         return out
-
-
-def exact(x: Tensor) -> Tensor:
-    """Not in bf16, whose 256 steps an octave would make many scores equal."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def in_full(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Arithmetic in the weights' own precision, whatever the rest computes in."""
-    if x.device.type == "meta":
-        return contextlib.nullcontext()
-    return torch.autocast(x.device.type, enabled=False)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from vidi.errors import InputError
-from vidi.models.faster_rcnns import SOURCE, FasterRCNN, exact, in_full
+from vidi.models.fast_rcnns import exact, in_full
+from vidi.models.faster_rcnns import SOURCE, FasterRCNN
 from vidi.models.fcns import complete, fitting
 from vidi.models.resnets import conv_bn_relu
 from vidi.models.small_fast_rcnns import initialise_small, region_head, sums, trunk
@@ -42,6 +43,8 @@ class SmallFasterRCNN(FasterRCNN):
     source = f"{SOURCE}, on a small residual trunk of ours"
     image_size = 320
     heads = ("cls_score.", "bbox_pred.", "objects.", "moves.")
+    of_anchors = "objects."
+    """What says of anchors whether they are objects: where it is new, anchors are fitted."""
     sides: Tensor
 
     def __init__(

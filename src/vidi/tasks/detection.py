@@ -179,6 +179,7 @@ class Task:
         truths = [_boxes(batch.targets, row) for row in range(len(batch))]
         sampled: list[tuple[Array, Array, Array]] = []
 
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
         def choose(proposals: list[Tensor]) -> Tensor:
             for (boxes, rng), proposed in zip(truths, proposals, strict=True):
                 sampled.append(self.sample(sizeable(proposed.cpu().numpy()), boxes, rng))
@@ -195,13 +196,13 @@ class Task:
             torch.from_numpy(x).to(image.device) for x in (labels, deltas(regions, matched))
         )
         losses = self._of_regions(model, outputs, label, true, counted)
-        network: Any = getattr(model, "module", model)
+        beta = getattr(getattr(model, "module", model), "beta", 1.0)
         objectness, moves = image.new_zeros(()), image.new_zeros(())
         for (boxes, rng), valid, logits, told in zip(
             truths, _valid(batch), outputs.anchored.logits, outputs.anchored.deltas, strict=True
         ):
             of_objects, of_moves = self._of_anchors(
-                outputs.anchored.anchors, logits, told, boxes, rng, network.beta
+                outputs.anchored.anchors, logits, told, boxes, rng, beta
             )
             objectness = objectness + masked(of_objects, valid > 0)
             moves = moves + masked(of_moves, valid > 0)
@@ -218,8 +219,11 @@ class Task:
             ignored = torch.from_numpy(_within(anchors.cpu().numpy(), boxes)).to(anchors.device)
         low, high = self.anchor_iou
         found = grids.assign(anchors, truth, high, low, ignored)
-        drawn = torch.from_numpy(rng.uniform("anchors", len(anchors))).to(anchors.device)
-        objects, background = grids.sample(found, drawn, self.anchors, 0.5)
+        # On the CPU: the numbers drawn are float64, which Apple's GPUs have not.
+        drawn = torch.from_numpy(rng.uniform("anchors", len(anchors)))
+        objects, background = (
+            rows.to(anchors.device) for rows in grids.sample(found.cpu(), drawn, self.anchors, 0.5)
+        )
         rows = torch.cat((objects, background))
         wanted = torch.zeros_like(logits[rows])
         wanted[: len(objects)] = 1
@@ -373,9 +377,12 @@ def objects(truth: Truths, ids: Array, classes: int) -> Array:
     out = np.zeros(classes, np.int64)
     for i in ids.tolist():
         boxes = truth(i)["boxes"]
-        counts = ~(boxes.difficult | boxes.crowd)
-        out += np.bincount(boxes.labels[counts], minlength=classes)
+        out += np.bincount(boxes.labels[_counted_boxes(boxes)], minlength=classes)
     return out
+
+
+def _counted_boxes(boxes: Boxes) -> Array:
+    return np.asarray(~(boxes.difficult | boxes.crowd))
 
 
 def box_sides(
@@ -383,15 +390,18 @@ def box_sides(
 ) -> tuple[Array, Array]:
     """(widths and heights float64 [N, 2] of boxes in input pixels, what each counts [N]).
 
-    ``look``: as many samples of ``ids`` are looked at, evenly spread. ``objects``, int64 [C]: how
+    ``look``: as many samples of ``ids`` with objects, of which there must be one, are looked at,
+    evenly spread. ``objects``, int64 [C]: how
     many of each class there are; each class counts the same, or the anchors would suit the most
     frequent alone. ``scale``: a sample's input pixels per pixel.
     """
-    rows = np.linspace(0, len(ids) - 1, min(look, len(ids))).round().astype(int)
-    sides, weights = [np.zeros((0, 2))], [np.zeros(0)]
-    for i in ids[rows].tolist():
+    some = [i for i in ids.tolist() if _counted_boxes(truth(i)["boxes"]).any()]
+    rows = np.linspace(0, len(some) - 1, min(look, len(some))).round().astype(int)
+    sides, weights = [], []
+    for row in rows.tolist():
+        i = some[row]
         boxes = truth(i)["boxes"]
-        counts = ~(boxes.difficult | boxes.crowd)
+        counts = _counted_boxes(boxes)
         xyxy = boxes.xyxy[counts].astype(np.float64)
         sides.append((xyxy[:, 2:] - xyxy[:, :2]) * scale(i))
         weights.append(1 / objects[boxes.labels[counts]])
