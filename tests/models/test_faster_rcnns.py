@@ -193,6 +193,18 @@ def test_anchors_of_the_small_network_stand_on_its_cells() -> None:
     assert torch.cat((centre, wide), 1).tolist() == [pytest.approx(row) for row in expected]
 
 
+def test_regions_are_aligned_where_cells_stand() -> None:
+    """On a map that says where its cells are, a region's mean is its middle."""
+    network: Any = small()
+    network.head = network.cls_score = network.bbox_pred = nn.Identity()
+    x, y = (4 * torch.arange(n, dtype=torch.float64) + 0.5 for n in (24, 16))
+    where = torch.stack((x.expand(16, 24), y[:, None].expand(16, 24)))[None]
+    boxes = torch.tensor([[0.0, 10, 8, 50, 40], [0, 21.5, 9.25, 30, 44]]).double()
+    aligned, _ = network.respond([where], boxes)
+    middle = aligned.view(2, 2, -1).mean(2)
+    torch.testing.assert_close(middle, (boxes[:, 1:3] + boxes[:, 3:]) / 2)
+
+
 def test_nothing_is_proposed_beyond_an_image_nor_twice() -> None:
     network = small().eval()
     sizes = [(33, 97), (70, 41), (70, 97)]
@@ -333,6 +345,7 @@ def test_counts() -> None:
         told_regions = fast_rcnn_small()
     assert parameters == count.parameters(told_regions) + 3 * smoothing + 4 * said
     assert count.proposed(network) == 300 and count.proposed(told_regions) == 2000
+    assert count.proposed(Two((9, 9), (5, 7), 0.7)) == 7, "in evaluation"
     # Ren et al., section 3.3: a threshold of 0.7, and the 300 surest.
     assert network.overlap == 0.7 and network.after[1] == 300 and network.beta == 1
 

@@ -276,6 +276,18 @@ def test_what_is_sampled_hangs_on_seed_epoch_and_sample_alone() -> None:
     assert sorted(first[0]) != sorted(second[0]) and first[1] != second[1]
 
 
+def test_half_of_the_anchors_are_objects_where_there_are_enough() -> None:
+    model = network([TRUTH])
+    overlap = iou(grid().numpy(), TRUTH.xyxy)
+    there = int(((overlap >= 0.5) | (overlap == overlap.max(0))).any(1).sum())
+    assert there > 6
+    for asked, objects in ((6, 3), (12, 6), (200, there)):
+        task = Task(CLASSES, proposes=True, anchors=asked, anchor_iou=(0.3, 0.5))
+        ((_, anchors),) = sampled(task, model, batch(task, [TRUTH]))
+        assert len(anchors) == asked
+        assert (overlap[anchors].max(1) >= 0.3).sum() == objects
+
+
 @pytest.mark.parametrize("kind", ["difficult", "crowd"])
 def test_difficult_objects_and_crowds_are_neither_objects_nor_background(kind: str) -> None:
     truth = boxes(TRUTH.xyxy, TRUTH.labels, **{kind: [1]})
