@@ -35,11 +35,11 @@ def main(arguments: Sequence[str]) -> int:
 def _models() -> Iterator[str]:
     from vidi import models
 
-    yield f"{'name':<23}{'task':<16}{'parameters':>10}{'MACs':>9}{'px':>5}  source"
+    yield f"{'name':<26}{'task':<16}{'parameters':>10}{'MACs':>9}{'px':>5}  source"
     for name in models.names():
         it = models.describe(name)
         yield (
-            f"{name:<23}{it.task:<16}{_amount(it.parameters):>10}{_amount(it.macs):>9}"
+            f"{name:<26}{it.task:<16}{_amount(it.parameters):>10}{_amount(it.macs):>9}"
             f"{it.image_size:>5}  {it.source}"
         )
 
