@@ -227,12 +227,19 @@ def train(
             stack.enter_context(directory.locked())
             if saved is None and directory.exists():
                 raise InputError(f"{directory.path} was made by another process at this moment.")
+        state = checkpoint.load(directory.last) if saved is not None else None
         made = prepare(
-            wanted, dataset, where, saved=saved, network=network, loss=loss, say=display.note
+            wanted,
+            dataset,
+            where,
+            saved=saved,
+            restored=state is not None,
+            network=network,
+            loss=loss,
+            say=display.note,
         )
         for note in made.notes:
             display.note(note)
-        state = checkpoint.load(directory.last) if saved is not None else None
         if distributed.is_writer():
             directory.write_description(made.description)
         display.note(f"run: {directory.path}")

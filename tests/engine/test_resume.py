@@ -8,6 +8,7 @@ spares each child that time.
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -276,3 +277,20 @@ def test_the_comparison_can_fail(tmp_path: Path, uninterrupted: dict[str, torch.
     key = next(k for k in other if k.endswith("0.weight"))
     other[key].view(-1)[0] = torch.nextafter(other[key].view(-1)[0], torch.tensor(9.0))
     assert differing(other, uninterrupted) == [key]
+
+
+def test_a_run_killed_before_its_first_save_begins_with_its_weights(tmp_path: Path) -> None:
+    """What is left of it then is its description alone."""
+    more: dict[str, Any] = {"model": "perceptron", "logging": {"every": 1, "pictures": False}}
+    first = vidi.train("digits", run=tmp_path / "first", length={"steps": 200}, **more)
+    more["weights"] = str(first.path)
+    whole = vidi.train("digits", run=tmp_path / "whole", length={"steps": 5}, **more)
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    shutil.copy(whole.path / "recipe.json", killed)
+    again = vidi.train(run=killed, resume=True)
+    losses = [
+        [row["loss"] for row in run.history() if row["event"] == "train"] for run in (whole, again)
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 5
+    assert losses[0][0] < 1, "random weights begin at log 10"

@@ -78,6 +78,7 @@ def prepare(
     where: torch.device,
     *,
     saved: Description | None = None,
+    restored: bool = False,
     network: Any = None,
     loss: Any = None,
     say: propose.Say | None = None,
@@ -85,6 +86,8 @@ def prepare(
     """Settle the recipe, check the images, build network, task and loaders.
 
     ``saved``: the description of a run that is resumed; then the recipe is settled already.
+    ``restored``: its network's state will be, too; a run that was killed before it saved any begins
+    with the recipe's weights again.
     ``network``: the user's own module, or a callable that builds one for ``num_classes``. ``say``
     hears at once of what takes minutes.
     """
@@ -185,7 +188,7 @@ def prepare(
     classes = dataset.classes
     model = build(recipe, network, len(classes))
     is_head: Callable[[str], bool] = lambda name: True  # noqa: E731
-    if recipe.weights is not None and saved is None:
+    if recipe.weights is not None and not restored:
         report = load_weights(
             model, recipe.weights, model_name=recipe.model, num_classes=max(1, len(classes))
         )
