@@ -106,7 +106,7 @@ def test_more_are_to_be_had_than_detection_looks_at(model: Model) -> None:
     assert len(got.boxes) == OWN + 150
     assert len(np.unique(got.boxes, axis=0)) == len(got.boxes)
     assert (np.diff(got.scores) <= 0).all()
-    assert len(model.proposals(noise(64, 64), 100_000)[0].boxes) <= 3 * (256 + 64 + 16 + 4)
+    assert len(model.proposals(noise(64, 64), 100_000)[0].boxes) > 450
 
 
 def test_an_image_is_proposed_the_same_alone_and_in_company(model: Model) -> None:

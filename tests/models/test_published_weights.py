@@ -405,3 +405,12 @@ def test_a_part_that_is_not_there_and_freezing_all() -> None:
     everything = ("conv1", "bn1", "layer1", "layer2", "layer3", "fc")
     with pytest.raises(InputError, match="leaves nothing to train"):
         freeze(network(), everything)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_a_trunk_is_a_classifier(task: str) -> None:
+    """Not the shorter name of another network for the task: fast_rcnn_vgg16 ends in rcnn_vgg16."""
+    for name in models.names(task):
+        for end in ("vgg16", "alexnet", "googlenet", "resnet18", "resnet50"):
+            if name.removesuffix("_fpn").endswith(f"_{end}"):
+                assert weights.published(name)[:1] == ("imagenet1k_v1",), name

@@ -162,7 +162,7 @@ def prepare(
     if saved is None:
         look = survey(dataset.images, train_ids)
         size = weights_look.image_size if weights_look else None
-        if detects and weights_look and not weights_look.detector:
+        if detects and weights_look and not weights_look.whole:
             size = None
         recipe, said = defaults.for_data(
             dataclasses.replace(recipe, task=dataset.task), look, len(train_ids), where, size
@@ -660,7 +660,8 @@ def without(dataset: Dataset, bad: dict[str, str]) -> Dataset:
 class _Look:
     image_size: int
     normalisation: Normalisation
-    detector: bool
+    whole: bool
+    """Of detection: whether they are a detector's, not those of a classifier for its trunk."""
 
 
 def _weights_look(recipe: Recipe) -> _Look | None:
@@ -674,8 +675,8 @@ def _weights_look(recipe: Recipe) -> _Look | None:
     if file.name == BEST and file.is_file():
         saved = read_header(file)
         assert saved.recipe.image_size != "auto"
-        detector = saved.recipe.task == "detection"
-        return _Look(saved.recipe.image_size, saved.normalisation, detector)
+        whole = saved.recipe.task == "detection"
+        return _Look(saved.recipe.image_size, saved.normalisation, whole)
     found = published_preprocessing(recipe.model, recipe.weights)
     if found is None:
         return None
@@ -683,7 +684,7 @@ def _weights_look(recipe: Recipe) -> _Look | None:
     return _Look(
         found.image_size,
         Normalisation((mean[0], mean[1], mean[2]), (std[0], std[1], std[2])),
-        recipe.weights.startswith("coco"),  # published by that name are detectors and FCNs
+        found.categories is not None,  # a trunk's weights come without what knew them
     )
 
 

@@ -451,11 +451,12 @@ def _enumerated(name: str) -> dict[str, Any]:
 
 
 def _trunk(model_name: str) -> str | None:
-    """The network that a name ends in: ``vgg16`` for ``fcn8s_vgg16``, ``resnet50`` for
-    ``faster_rcnn_resnet50_fpn``."""
+    """The classifier that a name ends in: ``vgg16`` for ``fcn8s_vgg16`` and ``fast_rcnn_vgg16``,
+    ``resnet50`` for ``faster_rcnn_resnet50_fpn``."""
     words = model_name.removesuffix("_fpn").split("_")
     ends = ("_".join(words[i:]) for i in range(1, len(words)))
-    return next((end for end in ends if end in models.names()), None)
+    classifiers = models.names("classification")
+    return next((end for end in ends if end in classifiers), None)
 
 
 def _chosen(model_name: str, weights: str) -> Any | None:
