@@ -22,8 +22,11 @@ LAYERS = [
     {"data", "models"},
     {"tasks"},
     {"engine"},
-    {"report", "doctor", "deploy", "studies"},
+    {"doctor"},
+    {"report"},
+    {"deploy"},
     {"api"},
+    {"studies"},
     {"cli"},
     {"__main__"},
 ]

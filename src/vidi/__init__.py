@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Prediction,
         Run,
         Segmentation,
+        ensemble,
         load,
         train,
     )
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 _HOME = {
     "train": "vidi.api",
     "load": "vidi.api",
+    "ensemble": "vidi.api",
     "open": "vidi.data.open:open_data",
     "Run": "vidi.api",
     "Model": "vidi.api",
@@ -80,6 +82,7 @@ _HOME = {
 __all__ = [
     "train",
     "load",
+    "ensemble",
     "open",
     "models",
     "Run",

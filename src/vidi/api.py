@@ -9,10 +9,10 @@ import functools
 import importlib.util
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -20,6 +20,7 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
+from vidi import doctor
 from vidi import recipe as recipes
 from vidi.data.cache import seconds
 from vidi.data.dataset import Dataset, FramePairs
@@ -30,13 +31,15 @@ from vidi.engine import (
     defaults,
     device,
     distributed,
+    ensembles,
     finish,
     heatmaps,
     learned_proposals,
+    probe,
     propose,
     tiled,
 )
-from vidi.engine.evaluate import Compute, evaluate, predictions
+from vidi.engine.evaluate import Compute, predictions
 from vidi.engine.flow_fields import FlowField
 from vidi.engine.heatmaps import ENLARGE, HeatMap
 from vidi.engine.learned_proposals import Proposed
@@ -55,14 +58,17 @@ from vidi.engine.run import (
     BEST,
     Description,
     RunDirectory,
+    command,
     free_name,
     read_header,
     read_metrics,
+    versions,
 )
 from vidi.engine.train import Outcome, Progress, fit, write_weights
 from vidi.errors import InputError
 from vidi.models import DENSE, compress
 from vidi.models.convolutional import Convolutional, convolutionalize
+from vidi.models.members import Members, members_of
 from vidi.ops.suppression import suppress
 from vidi.recipe import Recipe
 from vidi.report import progress as report
@@ -208,25 +214,26 @@ def train(
                 f"{directory.path} holds compressed weights (truncated SVD), which are not trained "
                 "on. Go on with the run that they were made from."
             )
+        if saved is not None and saved.data.get("members"):
+            raise InputError(
+                f"{directory.path} is an ensemble that was made of finished runs, and is not "
+                "trained on. Go on with those, and make it again."
+            )
         if saved is not None:
             wanted = _resumed(saved.recipe, changes, recipe)
             data = saved.data["root"] if data is None else data
         elif data is None:
             raise InputError("There is nothing to train on. Name a folder of images, or digits.")
         where = distributed.local_device(device.choose(wanted.device))
-        dataset = open_data(
-            data,
-            task=wanted.task,
-            val_fraction=wanted.data.val_fraction,
-            seed=wanted.seed,
-            max_megapixels=wanted.data.max_megapixels,
-        )
+        dataset = _opened(data, wanted)
         for note in dataset.notes:
             display.note(note)
         if distributed.is_writer():
             stack.enter_context(directory.locked())
             if saved is None and directory.exists():
                 raise InputError(f"{directory.path} was made by another process at this moment.")
+        if wanted.probe:
+            wanted = probe.settled(wanted, dataset.task, loss)
         state = checkpoint.load(directory.last) if saved is not None else None
         made = prepare(
             wanted,
@@ -244,19 +251,23 @@ def train(
             directory.write_description(made.description)
         display.note(f"run: {directory.path}")
         stack.enter_context(device.threads_for(made.work))
-        outcome = fit(
-            directory,
-            made.description,
-            made.model,
-            made.task,
-            made.train,
-            made.loaders["val"],
-            made.compute,
-            is_head=made.is_head,
-            train_mode=made.train_mode,
-            progress=display,
-            state=state,
-        )
+        if wanted.probe:
+            outcome = probe.fit(directory, made, display)
+        else:
+            outcome = fit(
+                directory,
+                made.description,
+                made.model,
+                made.task,
+                made.train,
+                made.loaders["val"],
+                made.compute,
+                is_head=made.is_head,
+                train_mode=made.train_mode,
+                progress=display,
+                state=state,
+                watch=_watcher(directory, made.description.recipe, display),
+            )
         distributed.gathered(None)  # every process waits for the best weights to be written
         if not outcome.interrupted:
             outcome.interrupted = finish.finish(directory, made, display)
@@ -416,6 +427,11 @@ class Model:
     def convolutional(self) -> Convolutional:
         """The network, made to give its scores at every place of an image of any size
         (:func:`vidi.models.convolutionalize`); it shares its weights with :attr:`network`."""
+        if isinstance(self.network, Members):
+            raise InputError(
+                "This run is an ensemble, of which no one network could be laid over the image. "
+                "Ask a run of one network."
+            )
         assert self.recipe.image_size != "auto"
         return convolutionalize(self.network, image_size=self.recipe.image_size)
 
@@ -512,13 +528,17 @@ class Model:
             raise InputError(
                 f"{dataset.root} has no split {split!r}; it has {', '.join(dataset.splits)}."
             )
+        if own and (seen := description.data.get("seen", {}).get(split)):
+            raise InputError(f"{seen} Name data that no member has seen, or another --split.")
         ids = dataset.splits[split]
         if self.recipe.task == "detection":
             dataset = propose.attach(dataset, ids, self.recipe, threads=defaults.cores())
         task, batches = self._loader(dataset, ids)
         if tile is not None:
             task = tiled.Tiled(task, dataset, self.recipe, self.compute, tile, overlap)
-        meter, samples, failures = evaluate(self.network, task, batches, self.compute, **views)
+        meter, samples, failures, members = ensembles.evaluate(
+            self.network, task, batches, self.compute, **views
+        )
         if failures and self.recipe.bad_images == "error":
             raise InputError(unreadable(failures, f"in the split {split}"))
         return Evaluation(
@@ -527,7 +547,7 @@ class Model:
             split=split,
             samples=samples,
             metrics=meter.compute(),
-            details=task.details(meter),
+            details=task.details(meter) | ({"members": members} if members else {}),
         )
 
     def compressed(self, ranks: Sequence[int]) -> Model:
@@ -632,7 +652,10 @@ def load(run: str | Path, *, device: str = "auto", network: Any = None) -> Model
     description = read_header(file)
     recipe = description.recipe
     assert recipe.image_size != "auto"
-    network = build(recipe, network, len(description.classes))
+    if description.data.get("members"):
+        network = ensembles.built(description)
+    else:
+        network = build(recipe, network, len(description.classes))
     if description.data.get("svd"):  # of the shapes alone: the numbers are in the file
         network = compress.truncated_svd(network.to("meta"), description.data["svd"])
         network = network.to_empty(device="cpu")
@@ -647,6 +670,152 @@ def load(run: str | Path, *, device: str = "auto", network: Any = None) -> Model
         network,
         Compute(where, precision, channels_last, description.normalisation),
     )
+
+
+def ensemble(runs: Sequence[str | Path], *, device: str = "auto") -> Model:
+    """The ensemble of finished runs, possibly of different networks, which answers with the average
+    of theirs. ``save`` writes it as a run like any other.
+
+    Arithmetic, data and whatever else a run has are the first one's; each member sees the images
+    normalised as in its own training.
+
+    Raises :class:`InputError` for runs that cannot be members of one: of another task, other
+    classes, another image size, and detectors.
+    """
+    from vidi.engine import device as devices
+
+    models = [load(run, device=device) for run in runs]
+    described = ensembles.joined([(one.path, one.description) for one in models])
+    seen, notes = _seen(models)
+    described = dataclasses.replace(
+        described,
+        data=described.data | {"seen": seen},
+        command=command(),
+        versions=versions(),
+        notes=(f"an ensemble of {', '.join(str(one.path) for one in models)}", *notes),
+    )
+    members = [member for one in models for _, member in members_of(one.network)]
+    compute = models[0].compute
+    network: nn.Module = ensembles.built(described, members).to(compute.device)
+    network = devices.layout(network, compute.channels_last).eval()
+    return Model(models[0].path, described, network, compute, notes=notes)
+
+
+def _seen(models: Sequence[Model]) -> tuple[dict[str, str], list[str]]:
+    """By split of the first run's data, a sentence if another was trained on some of it; and what
+    cannot be told."""
+    first, *others = models
+    fingerprint = first.description.data["fingerprint"]
+    others = [one for one in others if one.description.data["fingerprint"] != fingerprint]
+    elsewhere = [
+        str(one.path)
+        for one in others
+        if one.description.data["root"] != first.description.data["root"]
+    ]
+    notes = []
+    if elsewhere:
+        notes.append(
+            f"{', '.join(elsewhere)} had other data than {first.path}; whether it holds samples "
+            "that the ensemble is measured on cannot be told."
+        )
+    seen: dict[str, str] = {}
+    if len(elsewhere) == len(others):
+        return seen, notes
+    held = _keys(first)
+    for one in others:
+        if str(one.path) in elsewhere:
+            continue
+        learned = _keys(one)["train"]
+        for split, keys in held.items():
+            known = len(keys & learned)
+            if split != "train" and known:
+                seen[split] = (
+                    f"{one.path} was trained on {known:,} of the {len(keys):,} samples of the "
+                    f"split {split} of {first.path}: the ensemble's figures there would be too "
+                    "good."
+                )
+    return seen, notes
+
+
+def _keys(model: Model) -> dict[str, set[str]]:
+    """The samples of each split of a run's data, as it was trained on."""
+    dataset = _opened(model.description.data["root"], model.recipe)
+    dataset = without(dataset, model.description.data["left_out"])
+    return {
+        split: {dataset.images.key(int(i)) for i in ids} for split, ids in dataset.splits.items()
+    }
+
+
+def reopen(
+    run: str | Path,
+    *,
+    weights: Literal["best", "last"] = "best",
+    data: Any = None,
+    device: str = "auto",
+    network: Any = None,
+    loss: Any = None,
+) -> Prepared:
+    """A run with its data, task and loaders, as training left it, to be looked at.
+
+    ``weights``: those of the best evaluation, or of the last saved state. ``data``, ``network``,
+    ``loss``: what was given from Python for training, if it was.
+
+    Raises :class:`InputError` where there is no run, its data cannot be opened or is no longer
+    what it was, or there are no such weights yet.
+    """
+    from vidi.engine import device as devices
+
+    directory = RunDirectory(Path(run).expanduser())
+    saved = directory.read_description()
+    if saved.data.get("svd") or saved.data.get("members"):
+        raise InputError(
+            f"{directory.path} was made from other runs and not trained as it is. Look at those."
+        )
+    where = devices.choose(device)
+    dataset = _opened(saved.data["root"] if data is None else data, saved.recipe)
+    made = prepare(
+        saved.recipe, dataset, where, saved=saved, restored=True, network=network, loss=loss
+    )
+    if weights == "best":
+        if not directory.best.is_file():
+            raise InputError(
+                f"{directory.path} holds no {BEST}: its training has not come to an evaluation."
+            )
+        _load_strictly(made.model, directory.best, saved.recipe.model)
+        return made
+    state = checkpoint.load(directory.last)
+    if state is None:
+        raise InputError(f"{directory.path} holds no saved state of its training.")
+    start = "model/"
+    made.model.load_state_dict(
+        {k.removeprefix(start): t for k, t in state.tensors.items() if k.startswith(start)}
+    )
+    return made
+
+
+def _opened(data: Any, recipe: Recipe) -> Dataset:
+    """The data as training has it."""
+    return open_data(
+        data,
+        task=recipe.task,
+        val_fraction=recipe.data.val_fraction,
+        seed=recipe.seed,
+        max_megapixels=recipe.data.max_megapixels,
+    )
+
+
+def _watcher(directory: RunDirectory, recipe: Recipe, display: Progress) -> Callable[[], None]:
+    """Says what the doctor finds in a run's records, each problem once."""
+    said: set[str] = set()
+
+    def watch() -> None:
+        for finding in doctor.examine(doctor.read_records(directory.path)):
+            if finding.severity == "problem" and finding.code not in said:
+                said.add(finding.code)
+                display.note(f"{finding.code}: {finding.what} {finding.remedy}")
+
+    silent = not (recipe.logging.vitals and distributed.is_writer())
+    return (lambda: None) if silent else watch
 
 
 def _place(
@@ -688,7 +857,7 @@ def _resumed(saved: Recipe, changes: Mapping[str, Any], given: Recipe | None) ->
     for (name, new, free), (_, old, _) in zip(
         recipes.flat(wanted), recipes.flat(saved), strict=True
     ):
-        if new == old or (new == "auto" and name != "device"):
+        if new == old or (new in ("auto", "find") and name != "device"):
             continue
         if name == "task" and KIND.get(old) == new:
             continue  # multi-label data was asked for by the name of its kind
@@ -715,13 +884,16 @@ def _evaluate_best(directory: RunDirectory, made: Any) -> dict[str, Any]:
     for split, batches in made.loaders.items():
         # A whole boundary score takes minutes; where there is a test set it is for that.
         quick = split == "val" and "test" in made.loaders
-        meter, samples, failed = evaluate(made.model, made.task, batches, made.compute, quick=quick)
+        meter, samples, failed, members = ensembles.evaluate(
+            made.model, made.task, batches, made.compute, quick=quick
+        )
         if failed and made.description.recipe.bad_images == "error":
             raise InputError(unreadable(failed, f"in the split {split}"))
         results[split] = {
             "samples": samples,
             "metrics": meter.compute(),
             **made.task.details(meter),
+            **({"members": members} if members else {}),
         }
     return results
 
@@ -762,14 +934,17 @@ def _write_end(directory: RunDirectory, result: Run, results: dict[str, Any]) ->
 
 
 def _draw(directory: RunDirectory, made: Prepared, results: dict[str, Any]) -> None:
-    from vidi.report import pictures
+    from vidi.report import pictures, probe_pictures
 
-    pictures.curves(
-        read_metrics(directory.path),
-        directory.path / "curves.png",
-        headline=made.task.headline,
-        lower_is_better=getattr(made.task, "lower_is_better", False),
-    )
+    if made.description.recipe.probe:
+        probe_pictures.by_weight(read_metrics(directory.path), directory.path / "probe.png")
+    else:
+        pictures.curves(
+            read_metrics(directory.path),
+            directory.path / "curves.png",
+            headline=made.task.headline,
+            lower_is_better=getattr(made.task, "lower_is_better", False),
+        )
     split = "test" if "test" in results else "val"
     if "confusion" in results.get(split, {}):
         confusion = np.array(results[split]["confusion"])

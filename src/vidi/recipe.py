@@ -234,6 +234,8 @@ class Logging:
     """Steps between rows of metrics.jsonl."""
     pictures: bool = field(default=True, metadata=FREE)
     """Draw the learning curves and the confusion matrix."""
+    vitals: bool = field(default=True, metadata=FREE)
+    """Write down what layers and parameters do at some steps (vitals.jsonl), and say after each evaluation what is wrong, if anything is."""  # noqa: E501
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,8 +250,8 @@ class Recipe:
     """Passes over the training set."""
     batch_size: int | Auto = "auto"
     """Images per step, over all processes together."""
-    lr: float | Auto = "auto"
-    """Highest learning rate."""
+    lr: float | Literal["auto", "find"] = "auto"
+    """Highest learning rate; find = by a sweep over rates before the run begins, auto = vidi's own, and for a network of yours, from scratch, in a run of some length, as find."""  # noqa: E501
     image_size: int | Auto = "auto"
     """Side of the square network input, in pixels; with labels per pixel, of training's crops; of detection, an image's shorter side."""  # noqa: E501
     weights: str | None = None
@@ -258,6 +260,10 @@ class Recipe:
     """Parts of the network that are not trained, by the start of their parameters' names. Detectors that begin with weights freeze their first layers unless this says otherwise (none: nothing)."""  # noqa: E501
     seed: int = 0
     """Decides every random choice."""
+    probe: bool = False
+    """Fit the last layer in closed form (ridge regression on frozen features) instead of training by gradient descent: one pass over the data."""  # noqa: E501
+    members: int = 1
+    """Networks of an ensemble: from different random starts, on the same batches, each by itself; what is evaluated is their average."""  # noqa: E501
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network; weights and their updates are fp32 always."""
     device: str = field(default="auto", metadata=FREE)
@@ -311,6 +317,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "lr": (0, 1e6),
     "image_size": (1, 4096),
     "seed": (0, (1 << 63) - 1),
+    "members": (1, 1000),
     "data.val_fraction": (1e-9, 1 - 1e-9),
     "data.agree": (1, 1000),
     "data.max_megapixels": (1e-6, 1e6),

@@ -129,9 +129,11 @@ def words_of(recipe: Recipe) -> list[str]:
             "optimiser.sum_pixels",
             "logging.tensorboard",
             "logging.pictures",
+            "logging.vitals",
+            "probe",
         ):
-            part, _, last = flag.rpartition(".")
-            words.append(flag if value else f"{part}.no-{last}")
+            part, dot, last = flag.removeprefix("--").rpartition(".")
+            words.append(flag if value else f"--{part}{dot}no-{last}")
         else:
             values = value if isinstance(value, tuple) else ("none" if value is None else value,)
             words += [

@@ -14,7 +14,20 @@ from collections.abc import Callable, Sequence
 
 from vidi.errors import InputError, RunError
 
-VERBS = ("train", "eval", "predict", "doctor", "convert", "proposals", "list", "demo")
+VERBS = (
+    "train",
+    "eval",
+    "predict",
+    "doctor",
+    "compare",
+    "ensemble",
+    "profile",
+    "study",
+    "convert",
+    "proposals",
+    "list",
+    "demo",
+)
 """In the order in which one meets them. A verb is the module of that name beside this one."""
 
 ALIASES = {"val": "eval"}

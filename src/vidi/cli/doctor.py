@@ -1,4 +1,4 @@
-"""Audit a data set before training: what is wrong, and what to do."""
+"""Say what is wrong with data or a training run, and what to do."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
+from vidi.cli import doctor_run
 from vidi.cli.arguments import parse
 from vidi.errors import InputError
 
@@ -26,37 +27,77 @@ NAMED = 5
 
 
 @dataclass(frozen=True)
-class Doctor:
-    """Audit a data set: images, duplicates, classes, boxes, masks, flow, edges.
+class OfData:
+    """To audit a data set (DATA)."""
 
-    vidi doctor photos/ --out checked/
-    """
-
-    data: Annotated[Positional[str], arg(metavar="DATA")]
-    """What `vidi train` takes: a folder, a CSV, or the name of embedded data."""
     task: Annotated[str, arg(metavar="T")] = "auto"
     """The task to read it for, where one set of files serves several."""
-    out: Annotated[str | None, arg(metavar="DIR")] = None
-    """Write contact sheets (samples with their labels drawn) and audit.json here."""
     threads: Annotated[int | None, arg(metavar="N")] = None
     """Threads that read. none = as many as there are processors."""
+
+
+@dataclass(frozen=True)
+class OfRun:
+    """To look into a training run (RUN)."""
+
+    records_only: FlagCreatePairsOff[bool] = False
+    """Go by what the run wrote down, and open neither its data nor its weights."""
+    overfit_one_batch: FlagCreatePairsOff[bool] = False
+    """Can the network learn one batch by heart? If not, it or its labels are at fault."""
+    lr_range: FlagCreatePairsOff[bool] = False
+    """Which learning rates does it bear? Measures the loss at rising ones, and suggests one."""
+    gradcheck: FlagCreatePairsOff[bool] = False
+    """Is its gradient right? Compares backpropagation with finite differences in float64. Takes the name of a network, or package.module:function, in the place of a run, too."""  # noqa: E501
+    hardest: FlagCreatePairsOff[bool] = False
+    """Which samples have the highest loss? Wrong labels are among the first."""
+    slices: FlagCreatePairsOff[bool] = False
+    """Where is it worse than elsewhere? The metric by class, size, brightness."""
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Audit a data set before training, or find out why a training run went as it did.
+
+    vidi doctor photos/ --out checked/
+
+    vidi doctor runs/photos-resnet18 --out checked/
+    """
+
+    subject: Annotated[Positional[str], arg(metavar="DATA|RUN")]
+    """What `vidi train` takes (a folder, a CSV, the name of embedded data); or a run's folder."""
+    out: Annotated[str | None, arg(metavar="DIR")] = None
+    """Write pictures and a JSON file here: contact sheets and audit.json of data; of a run the curves that its findings go by, and doctor.json."""  # noqa: E501
     json: FlagCreatePairsOff[bool] = False
     """Print one JSON object on stdout; all else goes to stderr."""
+    data: OmitArgPrefixes[OfData] = field(default_factory=OfData)
+    run: OmitArgPrefixes[OfRun] = field(default_factory=OfRun)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """0 once the data was audited, whatever was found; 2 if it cannot be opened at all."""
+    """0 once it was looked at, whatever was found; 2 for what cannot be opened at all."""
     told = parse(Doctor, arguments, prog="vidi doctor")
-    if told.threads is not None and told.threads < 1:
-        raise InputError(f"--threads is {told.threads}; at least 1 is needed.")
+    run = doctor_run.run_of(told.subject)
+    given = [name for name, on in vars(told.run).items() if on]
+    if run is not None or given == ["gradcheck"]:
+        if told.data != OfData():
+            raise InputError("--task and --threads are for a data set, not for a run.")
+        return doctor_run.main(told, run)
+    if given:
+        raise InputError(
+            f"{told.subject} is no run, and --{given[0].replace('_', '-')} is for one: the folder "
+            "that `vidi train` wrote, for example runs/digits-resnet20."
+        )
+    threads = told.data.threads
+    if threads is not None and threads < 1:
+        raise InputError(f"--threads is {threads}; at least 1 is needed.")
 
     from vidi.data.audit import Audit, audit, opened
 
-    dataset, refused = opened(told.data, told.task)
+    dataset, refused = opened(told.subject, told.data.task)
     if dataset is None:
         found = Audit(tuple(refused))
     else:
-        result = audit(dataset, threads=told.threads, progress=_progress())
+        result = audit(dataset, threads=threads, progress=_progress())
         found = Audit((*refused, *result.findings), result.statistics)
     pictures = _write(dataset, found, told) if told.out is not None else []
     if told.json:
@@ -81,7 +122,7 @@ def _object(
     dataset: Dataset | None, found: Audit, told: Doctor, pictures: list[Path]
 ) -> dict[str, Any]:
     return {
-        "data": told.data,
+        "data": told.subject,
         "task": None if dataset is None else dataset.task,
         "format": None if dataset is None else dataset.format,
         "notes": [] if dataset is None else dataset.notes,

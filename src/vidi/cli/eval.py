@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vidi.api import Model
     from vidi.engine.detection_scores import FileScore as DetectionScore
     from vidi.engine.flow_files import FileScore as FlowScore
+    from vidi.engine.run import Description
 
 SHOWN = 40
 """As many classes are shown without --all."""
@@ -124,6 +125,7 @@ def main(arguments: Sequence[str]) -> int:
                     "samples": result.samples,
                     "metrics": finite(result.metrics),
                     **_told_errors(told, result.details),
+                    **_told_members(result.details),
                     **({"svd": compressed} if compressed else {}),
                 }
             )
@@ -131,11 +133,41 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     _show_tables(told, result.details)
     print(f"{result.data}, split {result.split}, {result.samples:,} samples")
-    if compressed:
+    if "members" in result.details:
+        show_members(result.details["members"], model.description)
+    elif compressed:
         _show_compressed(compressed)
     else:
         _show_metrics(result.metrics)
     return 0
+
+
+def _told_members(details: Mapping[str, Any]) -> dict[str, Any]:
+    if "members" not in details:
+        return {}
+    rows = [{**row, "metrics": finite(row["metrics"])} for row in details["members"]]
+    return {"members": rows}
+
+
+def show_members(rows: Sequence[Mapping[str, Any]], description: Description) -> None:
+    """An ensemble's table: each member, the average, which is what predicts, and the vote."""
+    from rich.console import Console
+    from rich.table import Table
+
+    made_of = description.data.get("members", [])
+    kinds = {str(i): one["model"] for i, one in enumerate(made_of, 1)}
+    mixed = len(set(kinds.values())) > 1
+    table = Table(box=None, pad_edge=False)
+    for k, name in enumerate(("member", *rows[0]["metrics"])):
+        table.add_column(name, justify="left" if k == 0 else "right", overflow="fold")
+    for row in rows:
+        who = row["member"]
+        if who == "average":
+            table.add_section()
+        values = [row["metrics"].get(name, math.nan) for name in rows[0]["metrics"]]
+        shown = ["–" if math.isnan(value) else f"{value:.4f}" for value in values]
+        table.add_row(f"{who} {kinds[who]}" if mixed and who in kinds else who, *shown)
+    Console(highlight=False, markup=False).print(table)
 
 
 def _compressed(

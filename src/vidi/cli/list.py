@@ -1,4 +1,4 @@
-"""List the models, recipes or data formats that there are."""
+"""List the models, recipes, data formats or studies that there are."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from vidi.cli.arguments import parse
+from vidi.cli.outputs import amount
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,20 @@ class List:
     """List what there is, one name a line."""
 
     what: Annotated[
-        Positional[Literal["models", "recipes", "formats"]], arg(metavar="models|recipes|formats")
+        Positional[Literal["models", "recipes", "formats", "studies"]],
+        arg(metavar="models|recipes|formats|studies"),
     ]
     """models: task, parameters, multiply-adds at the usual image size, and source."""
 
 
 def main(arguments: Sequence[str]) -> int:
     told = parse(List, arguments, prog="vidi list")
-    lines = {"models": _models, "recipes": _recipes, "formats": _formats}[told.what]()
+    lines = {
+        "models": _models,
+        "recipes": _recipes,
+        "formats": _formats,
+        "studies": _studies,
+    }[told.what]()
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for line in lines:
         print(line if width is None or len(line) <= width else line[: width - 1] + "…")
@@ -39,7 +46,7 @@ def _models() -> Iterator[str]:
     for name in models.names():
         it = models.describe(name)
         yield (
-            f"{name:<26}{it.task:<16}{_amount(it.parameters):>10}{_amount(it.macs):>9}"
+            f"{name:<26}{it.task:<16}{amount(it.parameters):>10}{amount(it.macs):>9}"
             f"{it.image_size:>5}  {it.source}"
         )
 
@@ -61,14 +68,13 @@ def _formats() -> Iterator[str]:
         yield f"{name:<16}{task:<16}{_summary(module.__doc__)}"
 
 
+def _studies() -> Iterator[str]:
+    from vidi import studies
+
+    known = {name: studies.find(name) for name in studies.names()}
+    for name in sorted(known, key=lambda name: (known[name].CLAIM, name)):
+        yield f"{known[name].CLAIM:>2}  {name:<24}{studies.title(known[name])}"
+
+
 def _summary(doc: str | None) -> str:
     return (doc or "").strip().splitlines()[0] if (doc or "").strip() else ""
-
-
-def _amount(count: int) -> str:
-    """Three digits and a unit: 11.7 M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            value = count / size
-            return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
-    return str(count)

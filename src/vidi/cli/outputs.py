@@ -1,4 +1,4 @@
-"""Where a verb writes what it made, never over what is there; and metrics as JSON."""
+"""Where a verb writes what it made, never over what is there; metrics as JSON, counts as words."""
 
 from __future__ import annotations
 
@@ -45,3 +45,12 @@ def writing_to(folder: Path) -> Iterator[None]:
             f"{folder} cannot be written to: {error.strerror or error}. Make room, or give --out "
             "another place."
         ) from error
+
+
+def amount(count: int) -> str:
+    """Three digits and a unit: 11.7 M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            value = count / size
+            return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
+    return str(count)

@@ -56,14 +56,14 @@ def main(arguments: Sequence[str]) -> int:
     recipe: Recipe | None = told.settings
     changes: dict[str, Any] = {}
     if saved:
-        # What was typed is what differs from the defaults that it was typed over. "auto" asks for
-        # what the run holds already.
+        # What was typed is what differs from the defaults that it was typed over. "auto" and
+        # "find" ask for what the run holds already.
         recipe, changes = (
             None,
             {
                 name: new
                 for (name, new, _), (_, old, _) in zip(flat(told.settings), flat(base), strict=True)
-                if new != old and new != "auto"
+                if new != old and new not in ("auto", "find")
             },
         )
     # A print somewhere in a user's network must not end up in the JSON.

@@ -28,6 +28,8 @@ GPU_FLOPS = 2e13
 them."""
 SHORT = 30
 """Epochs up to which a run on tiny pictures ends before it overfits."""
+LONG = 1000
+"""Steps from which on a run is long enough for its rate to be found, in up to a tenth of them."""
 MUON_SHARE = 0.1
 """Muon is the default where making its updates orthogonal costs at most this share of a step."""
 CPU_MINUTES = 10.0
@@ -238,7 +240,7 @@ def for_model(
     tuned = recipe.weights is not None
     small, dense = recipe.image_size <= SMALL, recipe.task in DENSE
     detects = recipe.task == "detection"
-    normed = any("norm" in type(m).__name__.lower() for m in model.modules())
+    normed = _normed(model)
 
     epochs, when = recipe.epochs, recipe.length
     if epochs == "auto":
@@ -265,7 +267,7 @@ def for_model(
         cheap = orthogonal <= share * 3 * macs * recipe.batch_size
         # Who gives a rate or a momentum means those of SGD, whose scale everybody knows.
         given = (recipe.lr, optimiser.momentum, optimiser.nesterov, optimiser.weight_decay)
-        free = all(value == "auto" for value in given)
+        free = all(value in ("auto", "find") for value in given)
         light = small or dense or detects
         # FlowNet's is Adam, whose steps do not hang on the scale of the flow's error.
         usual: Literal["adamw", "sgd"] = "adamw" if recipe.task == "flow" else "sgd"
@@ -276,20 +278,10 @@ def for_model(
     if momentum == "auto":
         momentum = 0.95 if name == "muon" else 0.9
     lr = recipe.lr
+    if lr == "auto" and ":" in recipe.model and not tuned and _long(recipe, epochs, images):
+        lr = "find"
     if lr == "auto":
-        if name == "adamw":
-            # Dosovitskiy et al. 2015, section 5.1, for a network without normalisation.
-            plain = recipe.task == "flow" and not normed
-            lr = 1e-4 if tuned or plain else 1e-3
-        elif name == "muon":
-            usual_lr = 0.02 if recipe.task == "flow" else 0.04 if dense else 0.03
-            lr = 0.003 if tuned else usual_lr
-        else:
-            # Without normalisation layers a plain net diverges at the rate a normed one needs.
-            base = 0.02 if tuned or not normed else (0.4 if small else 0.2)
-            if detects:  # of 64 regions an image; tuned, the paper's 0.001 for two images
-                base = 0.064 if tuned or not normed else 2.0
-            lr = round(base * recipe.batch_size / 128, 6)
+        lr = usual_lr(recipe, model, name)
         notes.append(f"learning rate: {lr:g} ({name}, batch {recipe.batch_size})")
     decay = optimiser.weight_decay
     if decay == "auto":
@@ -341,3 +333,37 @@ def for_model(
         regularisation=replace(regularisation, label_smoothing=smoothing, ema=ema),
     )
     return resolved, notes
+
+
+def usual_lr(recipe: Recipe, model: nn.Module, optimiser: str) -> float:
+    """The rate that was chosen for vidi's own networks of that kind."""
+    assert recipe.image_size != "auto" and recipe.batch_size != "auto"
+    tuned = recipe.weights is not None
+    normed = _normed(model)
+    if optimiser == "adamw":
+        # Dosovitskiy et al. 2015, section 5.1, for a network without normalisation.
+        plain = recipe.task == "flow" and not normed
+        return 1e-4 if tuned or plain else 1e-3
+    if optimiser == "muon":
+        if tuned:
+            return 0.003
+        return 0.02 if recipe.task == "flow" else 0.04 if recipe.task in DENSE else 0.03
+    # Without normalisation layers a plain net diverges at the rate a normed one needs.
+    base = 0.02 if tuned or not normed else (0.4 if recipe.image_size <= SMALL else 0.2)
+    if recipe.task == "detection":  # of 64 regions an image; tuned, the paper's 0.001 for two
+        base = 0.064 if tuned or not normed else 2.0
+    return round(base * recipe.batch_size / 128, 6)
+
+
+def _normed(model: nn.Module) -> bool:
+    return any("norm" in type(m).__name__.lower() for m in model.modules())
+
+
+def _long(recipe: Recipe, epochs: float, images: int) -> bool:
+    """Whether finding the rate takes little of the run; of a length in minutes it is kept to
+    that."""
+    assert recipe.batch_size != "auto"
+    if recipe.length.minutes is not None:
+        return True
+    steps = recipe.length.steps or epochs * (images // recipe.batch_size)
+    return steps >= LONG

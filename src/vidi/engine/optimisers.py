@@ -11,7 +11,22 @@ from torch import nn
 
 from vidi.engine.muon import Muon
 from vidi.errors import InputError
+from vidi.models.members import members_of
 from vidi.recipe import Optimiser
+
+
+def all_groups(
+    network: nn.Module, recipe: Optimiser, lr: float, is_head: Callable[[str], bool]
+) -> list[dict[str, Any]]:
+    """Those of :func:`groups`, of each member of an ensemble."""
+    found = []
+    for start, member in members_of(network):
+
+        def of_head(name: str, start: str = start) -> bool:
+            return is_head(start + name)
+
+        found += groups(member, recipe, lr, of_head)
+    return found
 
 
 def groups(

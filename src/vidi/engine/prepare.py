@@ -26,6 +26,7 @@ from vidi.engine.evaluate import Compute
 from vidi.engine.run import BEST, Description, command, read_header, versions
 from vidi.errors import InputError
 from vidi.models import count
+from vidi.models.members import Members, members_of
 from vidi.models.weights import (
     freeze,
     frozen_modules,
@@ -41,6 +42,8 @@ MARGIN = 1.5
 """Images are kept shrunk to this many times the input size, so that a random resized crop of half
 their side still has a pixel for every pixel."""
 
+FINDING = 0.1
+"""The share of a length in minutes that the search for a rate takes, at most."""
 POWERS = {"weights": 1.0, "sqrt-weights": 0.5}
 SCORING = 10.0
 """A boundary map's forward pass and its score take this many times the forward pass."""
@@ -68,7 +71,7 @@ class Prepared:
     train_mode: Callable[[nn.Module], None]
     store: cache.Store
     work: float
-    """Multiply-adds of one step's forward pass, in this process."""
+    """Multiply-adds of one step's forward pass, in this process, of one network at a time."""
     notes: list[str]
 
 
@@ -157,7 +160,7 @@ def prepare(
                 "on it, with --weights set to this one if you like."
             )
     train_ids = dataset.splits["train"]
-    asked_for = recipe.data.proposals
+    asked_for, asked_for_lr = recipe.data.proposals, recipe.lr
     weights_look = None if saved else _weights_look(recipe)
     if saved is None:
         look = survey(dataset.images, train_ids)
@@ -189,36 +192,46 @@ def prepare(
     model = build(recipe, network, len(classes))
     is_head: Callable[[str], bool] = lambda name: True  # noqa: E731
     if recipe.weights is not None and not restored:
-        report = load_weights(
-            model, recipe.weights, model_name=recipe.model, num_classes=max(1, len(classes))
-        )
+        replaced: set[str] = set()
+        for start, member in members_of(model):
+            report = load_weights(
+                member, recipe.weights, model_name=recipe.model, num_classes=max(1, len(classes))
+            )
+            replaced |= {start + name for name in report.replaced}
         notes.append(report.sentence)
-        is_head = set(report.replaced).__contains__
+        is_head = replaced.__contains__
+        if recipe.members > 1 and not replaced:
+            notes.append(
+                "Every member of the ensemble begins with the very same weights, and all of them "
+                "see the same batches: they will differ by dropout alone."
+            )
     if saved is not None:
         is_head = set(saved.data["head"]).__contains__
     frames = 1 if dataset.images2 is None else 2
-    learned = bool(getattr(model, "proposes", False))
+    # Members are built alike, and each is a network by itself: what one costs, or has, all do.
+    _, one = next(members_of(model))
+    learned = bool(getattr(one, "proposes", False))
     if saved is None:
         recipe = dataclasses.replace(recipe, detection=defaults.for_regions(recipe, learned))
     if detects and saved is None:
         recipe = _proposing(recipe, learned, asked_for)
     regions = recipe.detection.regions
     assert regions != "auto" and recipe.image_size != "auto"
-    macs = count.macs(model, recipe.image_size, frames=frames, regions=regions)
+    macs = count.macs(one, recipe.image_size, frames=frames, regions=regions)
     if saved is None:
         val = len(dataset.splits["val"])
         seen = _evaluated_pixels(recipe, look) / recipe.image_size**2
         if detects:
-            proposed = count.proposed(model) if learned else recipe.data.proposal_count
-            seen = count.macs(model, recipe.image_size, regions=proposed) / macs
+            proposed = count.proposed(one) if learned else recipe.data.proposal_count
+            seen = count.macs(one, recipe.image_size, regions=proposed) / macs
         share = val * seen / (3 * len(train_ids))  # a forward pass is a third of a step's work
         if dataset.task == "boundaries":
             share *= SCORING
         by_default = recipe.schedule.half == "auto"
-        recipe, said = defaults.for_model(recipe, model, macs, len(train_ids), where, share)
+        recipe, said = defaults.for_model(recipe, one, macs, len(train_ids), where, share)
         notes += said
         if recipe.schedule.half:
-            recipe, said = _on_halves(recipe, model, len(classes), by_default)
+            recipe, said = _on_halves(recipe, one, len(classes), by_default)
             notes += said
     if detects and recipe.weights is not None and not recipe.freeze and saved is None:
         recipe = dataclasses.replace(recipe, freeze=tuple(getattr(model, "frozen", ())))
@@ -226,7 +239,8 @@ def prepare(
             some = ", ".join(recipe.freeze[:4]) + (" …" if len(recipe.freeze) > 4 else "")
             notes.append(f"frozen, as is usual with weights: {some} (--freeze none: nothing is)")
     if recipe.freeze and recipe.freeze != ("none",):
-        freeze(model, recipe.freeze)
+        for _, member in members_of(model):
+            freeze(member, recipe.freeze)
     frozen = frozen_modules(model)
     model = device.layout(model.to(where), bool(recipe.channels_last))
 
@@ -321,6 +335,14 @@ def prepare(
         for name, ids in dataset.splits.items()
     }
     plain = loaders.pop("train")
+    work = macs * train.batch_size / distributed.world()
+    if saved is None and recipe.lr == "find":
+        with device.threads_for(work):
+            lr, sentence = _found_lr(
+                model, task, train, compute, recipe, is_head, train_mode, asked=asked_for_lr
+            )
+        recipe = dataclasses.replace(recipe, lr=lr)
+        notes.append(sentence)
     description = Description(
         recipe=recipe,
         classes=classes,
@@ -354,7 +376,7 @@ def prepare(
         is_head=is_head,
         train_mode=train_mode,
         store=store,
-        work=macs * train.batch_size / distributed.world(),
+        work=work,
         notes=notes,
     )
 
@@ -434,6 +456,49 @@ def _fitted_to_boxes(
         f"anchors: {told} px, fitted to the training boxes, which they overlap by {overlap:.2f} on "
         "average"
     ]
+
+
+def _found_lr(
+    model: nn.Module,
+    task: Task,
+    train: Loader,
+    compute: Compute,
+    recipe: Recipe,
+    is_head: Callable[[str], bool],
+    train_mode: Callable[[nn.Module], None],
+    *,
+    asked: float | str,
+) -> tuple[float, str]:
+    """(the rate that a sweep suggests, a sentence). Where it suggests none, InputError, or vidi's
+    own rate if this one was not asked for."""
+    from vidi.engine import lr_range  # which takes the run's steps, and so needs this module
+
+    seconds = lr_range.SECONDS
+    if recipe.length.minutes is not None:
+        seconds = min(seconds, 60 * recipe.length.minutes * FINDING)
+    # The same in every process, and what the recipe says.
+    seen = distributed.from_writer(
+        lr_range.sweep(
+            model,
+            task,
+            train,
+            compute,
+            recipe,
+            is_head=is_head,
+            train_mode=train_mode,
+            seconds=seconds,
+        )
+    )
+    name = recipe.optimiser.name
+    if seen.suggestion is not None:
+        said = f"learning rate: {seen.suggestion:g} ({name}, batch {recipe.batch_size}), found"
+        return seen.suggestion, f"{said}: {seen.sentence}"
+    if asked == "find":
+        raise InputError(
+            f"--lr find finds no rate: {seen.sentence}. Give a number, or leave it at auto."
+        )
+    usual = defaults.usual_lr(recipe, next(iter(members_of(model)))[1], name)
+    return usual, f"learning rate: {usual:g} ({name}, batch {recipe.batch_size}); {seen.sentence}"
 
 
 def _completed(recipe: Recipe) -> Recipe:
@@ -705,6 +770,8 @@ def build(recipe: Recipe, network: Any, classes: int) -> nn.Module:
             "Python and is not in its folder. Hand it over again, or train under an address, "
             "model='package.module:function'."
         )
+    if recipe.members > 1:
+        return _ensemble(recipe, network, classes)
     task = KIND.get(recipe.task, recipe.task)
     classes = max(1, classes)  # what has none is one map
     if isinstance(network, nn.Module):
@@ -718,6 +785,21 @@ def build(recipe: Recipe, network: Any, classes: int) -> nn.Module:
         task=task,
         dropout=recipe.regularisation.dropout,
     )
+
+
+def _ensemble(recipe: Recipe, network: Any, classes: int) -> Members:
+    """Member i begins as a run of its own would under the seed i higher."""
+    if isinstance(network, nn.Module):
+        raise InputError(
+            f"Of one module there are no {recipe.members} members: give a function that builds the "
+            "network, or its address, my_package.nets:build."
+        )
+    one = dataclasses.replace(recipe, members=1)
+    members = []
+    for i in range(recipe.members):
+        torch.manual_seed((recipe.seed + i) % (1 << 63))
+        members.append(build(one, network, classes))
+    return Members(members, recipe.task)
 
 
 def _check(

@@ -150,20 +150,35 @@ class Ridge:
             strip = slice(start, start + STRIP)
             self._xx[strip] += x[:, strip].T @ x
 
+    def merge(self, other: Ridge) -> None:
+        """Takes in the examples that another was given."""
+        self._take()
+        other._take()
+        self.examples += other.examples
+        self._x += other._x
+        self._y += other._y
+        self._xx += other._xx
+        self._xy += other._xy
+
+    def centred(self) -> tuple[Array, Array, Array, Array]:
+        """(products of features and features, of features and targets, both about their means; the
+        features' means; the targets'). In place, for the matrix is large: can be called once."""
+        self._take()
+        n = max(1, self.examples)
+        x, y = self._x / n, self._y / n
+        for start in range(0, len(x), STRIP):
+            strip = slice(start, start + STRIP)
+            self._xx[strip] -= n * np.outer(x[strip], x)
+        return self._xx, self._xy - n * np.outer(x, y), x, y
+
     def solve(self, weight: float = LAMBDA) -> tuple[Array, Array]:
         """(float64 [outputs, inputs], [outputs]): coefficients and intercepts, zero without any
         example. ``weight``: of the squared coefficients. Can be called once."""
         import scipy.linalg
 
-        self._take()
-        n = max(1, self.examples)
-        x, y = self._x / n, self._y / n
-        # About the means, where the intercept has no part in it; in place, for the matrix is large.
-        for start in range(0, len(x), STRIP):
-            strip = slice(start, start + STRIP)
-            self._xx[strip] -= n * np.outer(x[strip], x)
-        self._xx.ravel()[:: len(x) + 1] += weight
-        right = self._xy - n * np.outer(x, y)
+        # About the means the intercept has no part in it.
+        xx, right, x, y = self.centred()
+        xx.ravel()[:: len(x) + 1] += weight
         # It is symmetric, and only in LAPACK's order of numbers is it overwritten, not copied.
-        found = scipy.linalg.solve(self._xx.T, right, assume_a="pos", overwrite_a=True)
+        found = scipy.linalg.solve(xx.T, right, assume_a="pos", overwrite_a=True)
         return found.T, y - x @ found

@@ -2,6 +2,7 @@
 
 recipe.json       resolved recipe, command, versions, data, classes, normalisation
 metrics.jsonl     one row per event, append-only
+vitals.jsonl      what layers and parameters did at some steps (engine/vitals.py), append-only
 best.safetensors  weights of the best evaluation; the header describes them whole
 last/             the exact training state
 evaluation.json   metrics, per-class rows and confusion of the best weights
@@ -26,6 +27,7 @@ from vidi.recipe import Recipe, from_dict
 from vidi.types import Normalisation
 
 BEST = "best.safetensors"
+METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,9 @@ class RunDirectory:
             )
         return Description.from_json(self._read_json(path), str(path))
 
-    def append(self, **row: Any) -> None:
-        """Add a row to metrics.jsonl."""
-        path = self.path / "metrics.jsonl"
+    def append(self, name: str = METRICS, /, **row: Any) -> None:
+        """Add a row to metrics.jsonl, or to another such file."""
+        path = self.path / name
         line = json.dumps(_plain(row)) + "\n"
         try:
             with open(path, "ab+") as file:
@@ -191,12 +193,16 @@ def read_header(file: Path) -> Description:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl that count.
+    """The rows of metrics.jsonl that count."""
+    return read_rows(Path(run) / METRICS)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file that count; none, where there is no such file.
 
     The file only grows: a resumed run says so in a row, and what an earlier process had written
     past that step is dropped here, since those steps were taken again.
     """
-    path = Path(run) / "metrics.jsonl"
     rows: list[dict[str, Any]] = []
     if not path.is_file():
         return rows

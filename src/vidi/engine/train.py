@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import time
@@ -20,15 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from vidi.data.loader import Loader
-from vidi.engine import checkpoint, distributed, optimisers, schedules
+from vidi.engine import checkpoint, distributed, optimisers, schedules, vitals
 from vidi.engine.device import to_device
 from vidi.engine.ema import Average
 from vidi.engine.evaluate import Compute, evaluate, predictions, quick_meter
 from vidi.engine.nonfinite import first_gradient, first_layer
 from vidi.engine.prepare import unreadable
-from vidi.engine.run import Description, RunDirectory
+from vidi.engine.run import METRICS, Description, RunDirectory
 from vidi.engine.signals import Signals
 from vidi.errors import InputError, RunError
+from vidi.models.members import members_of
 from vidi.recipe import Recipe
 from vidi.tasks import Task
 from vidi.types import Batch
@@ -111,11 +113,14 @@ class Clock:
     def images_per_second(self) -> float:
         return self.images / self.seconds if self.seconds else 0.0
 
-    def step(self, seconds: float, images: int, *, half: bool) -> None:
+    def step(self, seconds: float, images: int, *, half: bool, usual: bool) -> None:
+        """``usual``: it is not timed otherwise, since what was measured besides took its time."""
         if self.steps == MEASURED[0]:  # what the first steps compile and allocate is over
             self.seconds, self.images, self.timed = 0.0, 0, 0
             self.seconds_on_halves, self.timed_on_halves = 0.0, 0
         self.steps += 1
+        if not usual:
+            return
         self.timed += 1
         self.seconds += seconds
         self.images += images
@@ -150,8 +155,12 @@ def fit(
     train_mode: Callable[[nn.Module], None],
     progress: Progress,
     state: checkpoint.State | None = None,
+    watch: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Train ``model`` in place, from ``state`` if one is given, to the recipe's length.
+
+    An ensemble's members learn from the same batches, each by itself. ``watch`` is called after
+    each evaluation, once its row is written.
 
     Raises :class:`RunError` when the loss or its gradient is not finite (before any update), and
     :class:`InputError` after an epoch in which images could not be read, unless the recipe skips
@@ -166,11 +175,14 @@ def fit(
     halved: Any = getattr(task, "halved", None)  # only some tasks can; others have no share
     assert halved is not None or not share
 
-    compiled: nn.Module = torch.compile(model) if recipe.compile else model  # type: ignore[assignment]
-    network = distributed.wrap(compiled, compute.device)
+    members = [member for _, member in members_of(model)]
+    networks = [
+        distributed.wrap(torch.compile(m) if recipe.compile else m, compute.device)  # type: ignore[arg-type]
+        for m in members
+    ]
     lr = _number(recipe.lr)
     optimiser = optimisers.make(
-        optimisers.groups(model, recipe.optimiser, lr, is_head), recipe.optimiser, lr
+        optimisers.all_groups(model, recipe.optimiser, lr, is_head), recipe.optimiser, lr
     )
     scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
     decay = _number(recipe.regularisation.ema)
@@ -229,15 +241,28 @@ def fit(
                         interrupted = signals.received or stop
                         break
                     optimisers.set_rate(optimiser, _rate(recipe, at, warmup))
-                    # What the network itself draws (dropout) hangs on nothing but these three.
-                    torch.manual_seed(_seed(recipe.seed, at.step, distributed.rank()))
-                    loss = _backward(network, task, parts, weights, compute, scaler)
+                    look = None
+                    if recipe.logging.vitals and vitals.due(at.step + 1):
+                        look = vitals.Look(members[0], activations=not recipe.compile)
+                    with look.listening() if look else contextlib.nullcontext():
+                        losses = _backward(
+                            networks, task, parts, weights, compute, scaler, recipe.seed, at.step
+                        )
+                    loss: float = sum(losses.values())
                     if not math.isfinite(loss):
-                        raise RunError(_why_not_finite(model, task, parts, compute, at, recipe))
-                    norm = _finish_gradients(model, optimiser, scaler, recipe)
+                        why = _why_not_finite(members, task, parts, compute, at, recipe)
+                        record(event="stopped", step=at.step, why=why)
+                        raise RunError(f"{why} `vidi doctor {run.path}` says more.")
+                    scaler.unscale_(optimiser)
+                    if look:
+                        look.gradients()
+                    norm = _clip(members, recipe.optimiser.clip)
                     if not math.isfinite(norm) and not scaler.is_enabled():
-                        raise RunError(_stopped(at, _named(parts), first_gradient(model), recipe))
-                    scaler.step(optimiser)
+                        why = _stopped(at, _named(parts), first_gradient(model), recipe)
+                        record(event="stopped", step=at.step, why=why)
+                        raise RunError(f"{why} `vidi doctor {run.path}` says more.")
+                    with look.updating() if look else contextlib.nullcontext():
+                        scaler.step(optimiser)
                     scaler.update()
                     optimiser.zero_grad(set_to_none=True)
                     at.step += 1
@@ -246,8 +271,22 @@ def fit(
                     if average:
                         average.update(model, at.step)
 
+                    if look:
+                        signs = getattr(task, "signs", None)
+                        record(
+                            vitals.FILE,
+                            event="vitals",
+                            step=at.step,
+                            epoch=at.step / per_epoch,
+                            loss=loss,
+                            losses=losses,
+                            lr=optimiser.param_groups[0]["lr"],
+                            signs=signs(parts[0]) if signs else {},
+                            **look.row(),
+                        )
                     now = time.perf_counter()
-                    clock.step(now - began, len(batch) * distributed.world(), half=half)
+                    images = len(batch) * distributed.world()
+                    clock.step(now - began, images, half=half, usual=look is None)
                     began = now
                     progress.step(at.step, loss, clock.images_per_second)
                     if at.step % recipe.logging.every == 0:
@@ -321,6 +360,7 @@ def fit(
                         )
                         at.loss_sum, at.loss_count = 0.0, 0
                         save()
+                        watch()
                         began = time.perf_counter()
                         if patience and at.stale >= patience:
                             progress.note(
@@ -416,48 +456,56 @@ def _total_weights(
 
 
 def _backward(
-    network: nn.Module,
+    networks: list[nn.Module],
     task: Task,
     parts: list[Batch],
     weights: dict[str, Tensor],
     compute: Compute,
     scaler: torch.amp.GradScaler,
-) -> float:
-    """Gradients of the global batch's mean loss; gives that loss, over all processes."""
+    seed: int,
+    step: int,
+) -> dict[str, float]:
+    """Gradients of the global batch's mean loss, for each of the networks; gives its terms by name,
+    over all processes, on average over the networks."""
     # DDP averages gradients over processes; the losses are sums over a global weight.
     world = distributed.world()
-    loss = torch.zeros((), device=compute.device)
-    for i, part in enumerate(parts):
-        last = i == len(parts) - 1
-        with contextlib.nullcontext() if last else distributed.without_sync(network):
-            with compute.autocast():
-                losses = task.losses(network, part)
-            # A batch of which nothing counts has weight 0 and loss 0, not 0/0.
-            share = torch.stack(
-                [s / weights[k].clamp_min(torch.finfo().tiny) for k, s in losses.items()]
-            ).sum()
-            scaler.scale(share * world).backward()  # type: ignore[no-untyped-call]
-        loss += share.detach()
-    return float(distributed.total(loss))
+    terms: dict[str, Tensor] = {}
+    for i, network in enumerate(networks):
+        # What a network itself draws (dropout) hangs on nothing but these three.
+        torch.manual_seed(_seed(seed + i, step, distributed.rank()))
+        for part in parts:
+            last = part is parts[-1]
+            with contextlib.nullcontext() if last else distributed.without_sync(network):
+                with compute.autocast():
+                    losses = task.losses(network, part)
+                # A batch of which nothing counts has weight 0 and loss 0, not 0/0.
+                shares = {
+                    k: s / weights[k].clamp_min(torch.finfo().tiny) for k, s in losses.items()
+                }
+                share = torch.stack([*shares.values()]).sum()
+                scaler.scale(share * world).backward()  # type: ignore[no-untyped-call]
+            for name, value in shares.items():
+                value = value.detach() / len(networks)
+                terms[name] = terms[name] + value if name in terms else value
+    values = distributed.total(torch.stack([*terms.values()])).tolist()
+    return dict(zip(terms, values, strict=True))
 
 
-def _finish_gradients(
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    recipe: Recipe,
-) -> float:
-    """Unscale and clip; gives the global norm before clipping."""
-    scaler.unscale_(optimiser)
-    trained = [p for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-    if recipe.optimiser.clip is not None:
-        torch.nn.utils.clip_grads_with_norm_(trained, recipe.optimiser.clip, norm)
-    return float(norm)
+def _clip(members: list[nn.Module], most: float | None) -> float:
+    """Clips each network's gradient at a norm of ``most``, if any; gives the norm before, of
+    several networks the root of the mean square."""
+    norms = []
+    for member in members:
+        trained = [p for p in member.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        if most is not None:
+            torch.nn.utils.clip_grads_with_norm_(trained, most, norm)
+        norms.append(norm)
+    return float(torch.stack(norms).square().mean().sqrt()) if len(norms) > 1 else float(norms[0])
 
 
 def _why_not_finite(
-    model: nn.Module,
+    members: list[nn.Module],
     task: Task,
     parts: list[Batch],
     compute: Compute,
@@ -467,10 +515,10 @@ def _why_not_finite(
     """Takes the forward pass again, layer by layer. The run is over: what this does to batch
     statistics is lost with it."""
     found, keys = "", ""
-    for part in parts:
-        torch.manual_seed(_seed(recipe.seed, at.step, distributed.rank()))
+    for (i, model), part in itertools.product(enumerate(members), parts):
+        torch.manual_seed(_seed(recipe.seed + i, at.step, distributed.rank()))
 
-        def forward(part: Batch = part) -> dict[str, Tensor]:
+        def forward(model: nn.Module = model, part: Batch = part) -> dict[str, Tensor]:
             with compute.autocast():
                 return task.losses(model, part)
 
@@ -558,21 +606,23 @@ def _tensors(
 
 
 def _recorder(run: RunDirectory, recipe: Recipe, step: int) -> Callable[..., None]:
-    """Writes a row to metrics.jsonl and, if asked, to TensorBoard; silent but in the writer."""
+    """Writes a row to metrics.jsonl (and to TensorBoard, if asked) or to the file that is named;
+    silent but in the writer."""
     if not distributed.is_writer():
-        return lambda **row: None
+        return lambda *file, **row: None
     events: Any = None
-    resumed = (run.path / "metrics.jsonl").is_file()
+    resumed = (run.path / METRICS).is_file()
     if recipe.logging.tensorboard:
         from torch.utils.tensorboard import SummaryWriter
 
         events = SummaryWriter(str(run.path), purge_step=step + 1 if resumed else None)
-    if resumed:
-        run.append(event="resume", step=step)
+    for file in (METRICS, vitals.FILE):
+        if (run.path / file).is_file():
+            run.append(file, event="resume", step=step)
 
-    def record(**row: Any) -> None:
-        run.append(**row)
-        if events is not None:
+    def record(file: str = METRICS, /, **row: Any) -> None:
+        run.append(file, **row)
+        if events is not None and file == METRICS:
             flat = {**row, **row.get("metrics", {})}
             for name, value in flat.items():
                 if isinstance(value, int | float) and name != "step":

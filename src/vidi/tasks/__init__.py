@@ -40,6 +40,9 @@ class Task(Protocol):
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Each loss's sum over the batch, under the same names."""
 
+    # A task may have ``signs(batch) -> dict[str, float]``: what a doctor should know of a training
+    # batch's targets, written down with the vitals.
+
     def predict(self, model: nn.Module, batch: Batch, *, flip: bool = False) -> list[Any]:
         """One prediction per sample, in the original image's terms. A task with labels per pixel
         takes ``scales`` too, the sizes of the image that are averaged over."""

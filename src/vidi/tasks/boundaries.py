@@ -100,6 +100,12 @@ class Task:
             out[name] = out[name] + total if name in out else total
         return out
 
+    def signs(self, batch: Batch) -> dict[str, float]:
+        """The share of pixels that are a boundary, of those that are not ignored."""
+        edges = batch.targets["edges"]
+        known = edges != IGNORE
+        return {"positives": float(((edges > 0) & known).sum() / known.sum().clamp_min(1))}
+
     def predict(
         self,
         model: nn.Module,

@@ -232,6 +232,16 @@ class Task:
         of_moves = F.smooth_l1_loss(told[objects], true, reduction="sum", beta=beta)
         return of_objects, of_moves
 
+    def signs(self, batch: Batch) -> dict[str, float]:
+        """The share of objects among the sampled regions; where the network proposes, they are not
+        sampled yet, and it is the number of true boxes per image."""
+        if self.proposes:
+            boxes = sum(len(_boxes(batch.targets, row)[0].xyxy) for row in range(len(batch)))
+            return {"boxes": boxes / max(1, len(batch))}
+        counted = self._counted(batch) > 0
+        objects = (batch.targets["labels"] > 0) & counted
+        return {"foreground": float(objects.sum() / counted.sum().clamp_min(1))}
+
     def predict(self, model: nn.Module, batch: Batch, *, flip: bool = False) -> list[Detections]:
         """``flip``: scores and boxes averaged over the image and its mirror image."""
         out = []

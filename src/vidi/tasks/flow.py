@@ -122,6 +122,16 @@ class Task:
             out["matching"] = MATCHING * summed * (sum(per_pixel) if self.sum_pixels else 1)
         return out
 
+    def signs(self, batch: Batch) -> dict[str, float]:
+        """The share of pixels whose motion is known, and how long it is there on average, in
+        pixels."""
+        known = self._known(batch)
+        lengths = torch.linalg.vector_norm(batch.targets["flow"], dim=3)[known]
+        return {
+            "known": float(known.float().mean()),
+            "magnitude": float(lengths.sum() / known.sum().clamp_min(1)),
+        }
+
     def predict(self, model: nn.Module, batch: Batch, *, flip: bool = False) -> list[Prediction]:
         """``flip``: the average of what is found in the pair and in its mirror image. Pairs of one
         size go through the network together."""

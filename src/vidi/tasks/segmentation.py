@@ -86,6 +86,10 @@ class Task:
                 total = total + (1.0 if i == 0 else auxiliary) * (weights * value).sum()
         return {"cross_entropy": total}
 
+    def signs(self, batch: Batch) -> dict[str, float]:
+        """The share of ignored pixels."""
+        return {"ignored": float((batch.targets["mask"] == IGNORE).float().mean())}
+
     def halved(self, batch: Batch) -> Batch:
         """On every second pixel of each side: labels are those there, images the average of what
         is about it."""
