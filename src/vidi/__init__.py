@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Run,
         Segmentation,
         ensemble,
+        examine,
         load,
         train,
     )
@@ -46,12 +47,15 @@ if TYPE_CHECKING:
         Regularisation,
         Schedule,
     )
+    from vidi.report.compare import compare
     from vidi.types import Boxes, Detections, Sample
 
 _HOME = {
     "train": "vidi.api",
     "load": "vidi.api",
     "ensemble": "vidi.api",
+    "compare": "vidi.report.compare",
+    "examine": "vidi.api",
     "open": "vidi.data.open:open_data",
     "Run": "vidi.api",
     "Model": "vidi.api",
@@ -83,6 +87,8 @@ __all__ = [
     "train",
     "load",
     "ensemble",
+    "compare",
+    "examine",
     "open",
     "models",
     "Run",

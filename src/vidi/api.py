@@ -749,7 +749,7 @@ def _keys(model: Model) -> dict[str, set[str]]:
 def reopen(
     run: str | Path,
     *,
-    weights: Literal["best", "last"] = "best",
+    weights: Literal["first", "best", "last"] = "best",
     data: Any = None,
     device: str = "auto",
     network: Any = None,
@@ -757,7 +757,8 @@ def reopen(
 ) -> Prepared:
     """A run with its data, task and loaders, as training left it, to be looked at.
 
-    ``weights``: those of the best evaluation, or of the last saved state. ``data``, ``network``,
+    ``weights``: those that it began with, those of the best evaluation, or of the last saved state.
+    ``data``, ``network``,
     ``loss``: what was given from Python for training, if it was.
 
     Raises :class:`InputError` where there is no run, its data cannot be opened or is no longer
@@ -774,8 +775,16 @@ def reopen(
     where = devices.choose(device)
     dataset = _opened(saved.data["root"] if data is None else data, saved.recipe)
     made = prepare(
-        saved.recipe, dataset, where, saved=saved, restored=True, network=network, loss=loss
+        saved.recipe,
+        dataset,
+        where,
+        saved=saved,
+        restored=weights != "first",
+        network=network,
+        loss=loss,
     )
+    if weights == "first":
+        return made
     if weights == "best":
         if not directory.best.is_file():
             raise InputError(
@@ -791,6 +800,22 @@ def reopen(
         {k.removeprefix(start): t for k, t in state.tensors.items() if k.startswith(start)}
     )
     return made
+
+
+def examine(
+    run: str | Path,
+    *,
+    data: Any = None,
+    device: str = "auto",
+    network: Any = None,
+    loss: Any = None,
+) -> tuple[doctor.Finding, ...]:
+    """What the doctor finds in a run, its data and its network, the worst first; as
+    ``vidi doctor RUN`` does. ``data``, ``network``, ``loss``: as for :func:`reopen`, which says
+    what it raises; ``vidi.doctor.examine`` takes a run's records alone."""
+    records = doctor.read_records(Path(run).expanduser())
+    made = reopen(run, data=data, device=device, network=network, loss=loss)
+    return doctor.examine_on_data(records, made)
 
 
 def _opened(data: Any, recipe: Recipe) -> Dataset:
@@ -812,7 +837,7 @@ def _watcher(directory: RunDirectory, recipe: Recipe, display: Progress) -> Call
         for finding in doctor.examine(doctor.read_records(directory.path)):
             if finding.severity == "problem" and finding.code not in said:
                 said.add(finding.code)
-                display.note(f"{finding.code}: {finding.what} {finding.remedy}")
+                display.note(f"{finding.code}: {finding.sentence}")
 
     silent = not (recipe.logging.vitals and distributed.is_writer())
     return (lambda: None) if silent else watch

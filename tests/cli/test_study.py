@@ -159,8 +159,8 @@ def test_they_are_listed_by_claim(ask: Ask) -> None:
     code, said, _ = ask("list", "studies")
     assert code == 0
     lines = said.splitlines()
-    assert {line.split()[1] for line in lines} == set(studies.names())
-    numbers = [int(line.split()[0]) for line in lines]
+    assert {line.split()[0] for line in lines} == set(studies.names())
+    numbers = [int(line.split()[2]) for line in lines]
     assert numbers == sorted(numbers)
 
 

@@ -144,10 +144,10 @@ def test_depth_is_judged_in_the_seed_where_the_claim_holds_least(
 
 def test_a_difference_within_noise_does_not_count() -> None:
     without = np.array([0.30, 0.34, 0.26, 0.30])
-    assert regularisation._falls("", without - 0.2, without).holds
-    assert not regularisation._falls("", without - 0.02, without).holds
-    assert not regularisation._falls("", without, without).holds
-    assert not regularisation._falls("", np.zeros(2), np.zeros(2)).holds
+    assert regularisation._falls("", without - 0.2, without, 3).holds
+    assert not regularisation._falls("", without - 0.02, without, 3).holds
+    assert not regularisation._falls("", without, without, 3).holds
+    assert not regularisation._falls("", np.zeros(2), np.zeros(2), 3).holds
 
 
 # ---------------------------------------------------------------- networks and the paper's rule

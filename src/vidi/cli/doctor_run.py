@@ -82,6 +82,7 @@ def _look(
         )
     from vidi import api
     from vidi.doctor import examine, examine_on_data, read_records
+    from vidi.engine.run import BEST
 
     records = read_records(run)
     notes = []
@@ -93,17 +94,17 @@ def _look(
     if told.records_only:
         return records, examine(records), notes, {}
     try:
-        made = api.reopen(run)
+        findings = examine_on_data(records, api.reopen(run))
     except InputError as error:
-        if asked:
-            raise
         notes.append(f"Data and weights could not be looked at. {error}")
-        return records, examine(records), notes, {}
-    findings = examine_on_data(records, made)
-    results: dict[str, tuple[Result, Draw | None]] = {}
-    for name in asked:
-        # Each looks at the run as training left it, whatever one before it did to the network.
-        results[name] = ACTIONS[name](api.reopen(run) if results else made)
+        findings = examine(records)
+    # Each looks at the run as training left it, whatever one before it did to the network; a run
+    # that came to nothing can still be begun.
+    begun = not (run / BEST).is_file()
+    results = {
+        name: ACTIONS[name](api.reopen(run, weights="first" if begun and name in ANEW else "best"))
+        for name in asked
+    }
     return records, findings, notes, results
 
 
@@ -149,6 +150,9 @@ ACTIONS: dict[str, Callable[[Prepared], tuple[Result, Draw | None]]] = {
     "slices": _slices,
 }
 """What is measured anew, each with the function that draws it, where there is one."""
+
+ANEW = {"overfit_one_batch", "lr_range", "gradcheck"}
+"""They ask nothing of what was learned."""
 
 
 def _network(name: str) -> dict[str, tuple[Result, Draw | None]]:

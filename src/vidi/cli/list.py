@@ -55,7 +55,7 @@ def _recipes() -> Iterator[str]:
     from vidi import recipes
 
     for name in recipes.names():
-        yield f"{name:<18}{_summary(recipes.find(name).__doc__)}"
+        yield f"{name:<26}{_summary(recipes.find(name).__doc__)}"
 
 
 def _formats() -> Iterator[str]:
@@ -73,7 +73,7 @@ def _studies() -> Iterator[str]:
 
     known = {name: studies.find(name) for name in studies.names()}
     for name in sorted(known, key=lambda name: (known[name].CLAIM, name)):
-        yield f"{known[name].CLAIM:>2}  {name:<24}{studies.title(known[name])}"
+        yield f"{name:<26}claim {known[name].CLAIM:<4}{studies.title(known[name])}"
 
 
 def _summary(doc: str | None) -> str:

@@ -81,15 +81,17 @@ def main(arguments: Sequence[str]) -> int:
         network, size = _network(told, is_run)
         if told.regions is not None and getattr(network, "task", "") != "detection":
             raise InputError(f"--regions is for detection; {told.model} is not.")
-        found = profile(
-            network,
-            size,
-            batch=told.batch_size,
-            regions=told.regions,
-            device=device.choose(told.device),
-            timed=told.time,
-            name=told.model,
-        )
+        where = device.choose(told.device)
+        options: dict[str, Any] = {
+            "batch": told.batch_size,
+            "regions": told.regions,
+            "device": where,
+            "name": told.model,
+        }
+        found = profile(network, size, timed=False, **options)
+        if told.time:
+            with device.threads_for(found.macs * found.batch):  # as training does
+                found = profile(network, size, **options)
     if not told.json:
         _show(found, told)
     checked = None

@@ -215,6 +215,7 @@ def overfit_one_batch(
             )
             if ended not in ("not moved", "not finite"):
                 break
+        _settle_norms(one, task, on_device, compute)
         last = _metric(one, task, seen, compute)
     named = dict(one.named_parameters())
     return Overfit(
@@ -253,6 +254,17 @@ def _seen(made: Prepared, loader: Loader) -> Loader:
     plain = copy.copy(made.plain)
     plain.ids, plain.augmentation, plain.failures = loader.ids, loader.augmentation, {}
     return plain
+
+
+def _settle_norms(network: nn.Module, task: Task, batch: Batch, compute: Compute) -> None:
+    """Gives batch norms in training mode the statistics of the batch, to which a few steps do not
+    bring their running means."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.training:
+            module.reset_running_stats()
+            module.momentum = None  # the mean of all passes, of which there is one
+    with torch.no_grad(), compute.autocast():
+        task.losses(network, batch)
 
 
 def _metric(network: nn.Module, task: Task, loader: Loader, compute: Compute) -> float:

@@ -178,11 +178,9 @@ def profile(
     costs, seen = _costs(shadow, run)
     kept = _kept(shadow, run, batch)
     where = device or tracing.device_of(network)
-    forward = backward = None
-    times: tuple[dict[str, float], dict[str, float]] | None = None
+    times = None
     if timed and sum(costs.values()) * batch <= HEAVY:
         own = tracing.copied(network, lambda tensor: _copy(tensor, where))
-        forward, backward = _whole_times(own, run, batch)
         times = _times(own, run, batch)
     modules = dict(network.named_modules())
     order = list(dict.fromkeys([*costs, *kept, *modules]))
@@ -195,8 +193,8 @@ def profile(
             parameters=own_count,
             macs=costs.get(name, 0),
             memory=kept.get(name, 0),
-            forward=None if times is None else times[0].get(name, 0.0),
-            backward=None if times is None else times[1].get(name, 0.0),
+            forward=None if times is None else times.forwards.get(name, 0.0),
+            backward=None if times is None else times.backwards.get(name, 0.0),
             leaf=next(modules[name].children(), None) is None,
         )
         for name, own_count in _parameters(network, order).items()
@@ -210,8 +208,8 @@ def profile(
         device=str(where),
         threads=torch.get_num_threads(),
         layers=tuple(layers),
-        forward=forward,
-        backward=backward,
+        forward=None if times is None else times.forward,
+        backward=None if times is None else times.backward,
     )
 
 
@@ -383,29 +381,31 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _whole_times(network: nn.Module, run: _Run, batch: int) -> tuple[float, float]:
-    """Seconds of forward and backward in training, without a look inside."""
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """The least seconds of the rounds."""
+
+    forward: float
+    backward: float
+    forwards: dict[str, float]
+    """Of each module."""
+    backwards: dict[str, float]
+
+
+def _times(network: nn.Module, run: _Run, batch: int) -> _Times:
+    """Forward and backward in training: in each round as they are, then with a look inside."""
     network.train()
     device = tracing.device_of(network)
-    spent = []
+    whole: list[tuple[float, float]] = []
+    forwards: dict[str, list[float]] = defaultdict(list)
+    backwards: dict[str, list[float]] = defaultdict(list)
     for _ in _rounds():
         began = _now(device)
         loss = _loss(run(network, batch))
         middle = _now(device)
         torch.autograd.backward(loss)
-        spent.append((middle - began, _now(device) - middle))
+        whole.append((middle - began, _now(device) - middle))
         network.zero_grad()
-    forward, backward = zip(*spent[1:], strict=True)  # the first warms up
-    return min(forward), min(backward)
-
-
-def _times(network: nn.Module, run: _Run, batch: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of each module, forward and backward."""
-    network.train()
-    device = tracing.device_of(network)
-    forwards: dict[str, list[float]] = defaultdict(list)
-    backwards: dict[str, list[float]] = defaultdict(list)
-    for _ in _rounds():
         with _Gauge(network, lambda: _now(device)) as times, _Makers(network) as makers:
             loss = _loss(run(network, batch))
         spent: dict[str, float] = defaultdict(float)
@@ -415,9 +415,9 @@ def _times(network: nn.Module, run: _Run, batch: int) -> tuple[dict[str, float],
         for name in times:
             forwards[name].append(times[name])
             backwards[name].append(spent[name])
-    return tuple(  # type: ignore[return-value]
-        {name: min(values[1:]) for name, values in all_.items()} for all_ in (forwards, backwards)
-    )
+    forward, backward = zip(*whole[1:], strict=True)  # the first warms up
+    each = ({k: min(v[1:]) for k, v in times.items()} for times in (forwards, backwards))
+    return _Times(min(forward), min(backward), *each)
 
 
 def _rounds() -> Iterator[int]:

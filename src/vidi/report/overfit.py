@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib
+from matplotlib.ticker import MaxNLocator
 
 from vidi.doctor.overfit import Overfit
 from vidi.report.pictures import BLUE, GREY, RED, STYLE, _figure, _save
@@ -30,6 +31,6 @@ def draw(found: Overfit, path: Path) -> None:
             xlabel="step",
             ylabel="loss of the batch",
         )
-        axes.set_xlim(left=1)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
         _save(figure, path)
