@@ -199,8 +199,8 @@ def _whole(folder: Path) -> Study:
                 )
             )
     notes = (
-        "45,000 images are learned from; the paper's final networks saw the other 5,000, too, if "
-        "its text is taken by the word. The mean is subtracted per channel, not per pixel.",
+        "45,000 of the 50,000 training images are learned from; the others are for validation. The "
+        "mean is subtracted per channel, not per pixel.",
         "The paper's errors of plain networks are read off its figure, to half a point.",
     )
     return _study(measured, found, f"CIFAR-10, {STEPS:,} steps", notes)
