@@ -129,7 +129,7 @@ def once(
 
 def table(name: str, rows: dict[str, list[dict[str, Any]]]) -> str:
     def accuracy(which: str) -> float:
-        return statistics.mean(row["accuracy"] for row in rows[which])
+        return float(statistics.mean(row["accuracy"] for row in rows[which]))
 
     hand = [which for which in rows if which not in ("auto", "find")]
     best = max(map(accuracy, hand))

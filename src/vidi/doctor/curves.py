@@ -118,7 +118,7 @@ def bouncing(records: Records) -> list[Finding]:
     late = values[len(values) // 2 :]
     jumps = [abs(b - a) for a, b in pairwise(late)]
     moves = [m for row in rows if (m := measures.motion(row)) is not None]
-    rough = median(jumps) / mean(late)
+    rough = median(jumps) / max(1e-12, mean(late))
     if rough < 0.5 or not moves or median(moves) < LONGEST / 5 or mean(late) < 0.4 * start:
         return []
     return [

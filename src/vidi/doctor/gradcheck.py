@@ -195,9 +195,14 @@ def gradcheck_named(
 ) -> GradCheck:
     """Check a network of the package, of timm's or one's own, freshly built for a few classes.
 
+    Its weights are drawn by one rule (He et al. 2015, "Delving deep into rectifiers", eq. 10):
+    with the smaller ones that some networks begin with, gradients would be lost in rounding.
     ``image_size``: by default the smallest of :data:`SIDES` that it takes, or its usual size.
     """
-    network, usual = profile.named(name, classes=classes, image_size=image_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        network, usual = profile.named(name, classes=classes, image_size=image_size)
+        _draw(network)
     side = usual
     if image_size is None:
         frames = 2 if getattr(network, "task", "") == "flow" else 1
@@ -412,6 +417,15 @@ def _batch_in_float64(batch: Batch) -> Batch:
     inputs = {name: wide(value) for name, value in batch.inputs.items()}
     targets = {name: wide(value) for name, value in batch.targets.items()}
     return dataclasses.replace(batch, inputs=inputs, targets=targets)
+
+
+def _draw(network: nn.Module) -> None:
+    with torch.no_grad():
+        for name, tensor in network.named_parameters():
+            if tensor.requires_grad and tensor.ndim > 1:
+                tensor.normal_(std=(2 / tensor[0].numel()) ** 0.5)
+            elif tensor.requires_grad and name.endswith("bias"):
+                tensor.normal_(std=0.1)
 
 
 def _stir(network: nn.Module, seed: int) -> list[str]:

@@ -18,7 +18,7 @@ from vidi.data.survey import Survey
 from vidi.engine import muon, optimisers, propose
 from vidi.engine.device import best_precision
 from vidi.models import DENSE
-from vidi.recipe import Detection, Recipe
+from vidi.recipe import Detection, Length, Recipe
 
 SMALL = 64
 """Images up to this side (pixels) are tiny pictures: CIFAR's networks, no random resized crop."""
@@ -30,6 +30,8 @@ SHORT = 30
 """Epochs up to which a run on tiny pictures ends before it overfits."""
 LONG = 1000
 """Steps from which on a run is long enough for its rate to be found, in up to a tenth of them."""
+LONG_MINUTES = 2.0
+"""The same for a length in minutes."""
 MUON_SHARE = 0.1
 """Muon is the default where making its updates orthogonal costs at most this share of a step."""
 CPU_MINUTES = 10.0
@@ -278,7 +280,8 @@ def for_model(
     if momentum == "auto":
         momentum = 0.95 if name == "muon" else 0.9
     lr = recipe.lr
-    if lr == "auto" and ":" in recipe.model and not tuned and _long(recipe, epochs, images):
+    own = ":" in recipe.model and not tuned
+    if lr == "auto" and own and _long(when, epochs, max(1, images // recipe.batch_size)):
         lr = "find"
     if lr == "auto":
         lr = usual_lr(recipe, model, name)
@@ -359,11 +362,8 @@ def _normed(model: nn.Module) -> bool:
     return any("norm" in type(m).__name__.lower() for m in model.modules())
 
 
-def _long(recipe: Recipe, epochs: float, images: int) -> bool:
-    """Whether finding the rate takes little of the run; of a length in minutes it is kept to
-    that."""
-    assert recipe.batch_size != "auto"
-    if recipe.length.minutes is not None:
-        return True
-    steps = recipe.length.steps or epochs * (images // recipe.batch_size)
-    return steps >= LONG
+def _long(length: Length, epochs: float, per_epoch: int) -> bool:
+    """Whether finding the rate takes little of the run."""
+    if length.steps is None and length.minutes is not None:
+        return length.minutes >= LONG_MINUTES
+    return (length.steps or epochs * per_epoch) >= LONG

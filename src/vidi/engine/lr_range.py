@@ -46,17 +46,20 @@ FASTEST = 3
 TIMED = 5
 """Steps after which it is decided."""
 SECONDS = 120.0
+"""For the sweep, about, at most."""
 WIDTH = 4.0
 """The losses are smoothed by a Gaussian of that deviation, in steps, on both sides: a running mean
 would lag, and give higher rates than those it saw."""
 LOST = 0.2
 """The share of what was won that is lost again at the upper end of the valley."""
 WIDEST = 3.0
+"""The upper end is at so many times the rate of the lowest loss, at most."""
 CLEAR = 1.5
 """A rise of so many deviations of one step's loss is hardly noise any more, smoothed as it is."""
 SURE = 2.0
 """One of so many is none, even where the loss has not fallen before."""
 BORNE = 4.0
+"""A warm-up gives so many times the sweep's rate, at most."""
 SHOWING = 4
 """Steps, besides those that the momentum remembers, until what diverges shows."""
 LEVEL = 10
@@ -176,7 +179,11 @@ def read(
     noise = float(np.std(np.diff(heights[: 2 * LEVEL][finite[: 2 * LEVEL]]))) / math.sqrt(2)
     most = max(most, start + 4 * noise)
     heights = np.where(finite, np.minimum(heights, most), most)
-    smoothed = gaussian_filter1d(heights, WIDTH, mode="nearest")
+    growth = float(np.median(rates[1:] / rates[:-1])) if len(rates) > 1 else GROWTH
+    # Where the rate rose faster, the same part of the curve has fewer steps.
+    width = max(1.0, WIDTH * math.log(GROWTH) / math.log(growth))
+    smoothed = gaussian_filter1d(heights, width, mode="nearest")
+    noise *= math.sqrt(WIDTH / width)  # of which more is left then
     least = np.minimum.accumulate(smoothed)
     won = start - least
     rising = smoothed - least > np.maximum(LOST * won, CLEAR * noise)
@@ -195,13 +202,16 @@ def read(
         smoothed=np.exp(smoothed) if positive else smoothed,
         lowest=lowest,
         rises=rises,
-        suggestion=None if upper is None else float(f"{upper * bearable(warmup, momentum):.2g}"),
+        suggestion=None
+        if upper is None
+        else float(f"{upper * bearable(warmup, momentum, growth):.2g}"),
         seconds=seconds,
     )
 
 
-def bearable(warmup: float, momentum: float) -> float:
-    """The rate that a run with a warm-up of so many steps bears, relative to the sweep's.
+def bearable(warmup: float, momentum: float, growth: float = GROWTH) -> float:
+    """The rate that a run with a warm-up of so many steps bears, relative to that of a sweep in
+    which it rose by ``growth`` from step to step.
 
     The longer the rate takes to rise, the flatter the place that the network has come to (Gilmer et
     al. 2021, "A loss curvature perspective on training instabilities of deep learning models"): the
@@ -210,8 +220,9 @@ def bearable(warmup: float, momentum: float) -> float:
     warm-up of 42 steps 0.1 trained best of 0.03, 0.1, 0.3, and with one of 420 steps 0.2 better
     than 0.06. Without a warm-up it is less than 1: in the sweep what diverges shows late.
     """
-    least = GROWTH ** -(SHOWING + 1 / (1 - momentum))
-    return min(BORNE, max(least, math.sqrt(warmup * math.log(GROWTH) / math.log(BELOW))))
+    late = SHOWING + 1 / (1 - momentum)
+    least = math.exp(-late * math.log(GROWTH))
+    return min(BORNE, max(least, math.sqrt(warmup * math.log(growth) / math.log(BELOW))))
 
 
 def _over(losses: list[float], edge: float, rates: list[float]) -> bool:
