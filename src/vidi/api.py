@@ -721,11 +721,17 @@ def _seen(models: Sequence[Model]) -> tuple[dict[str, str], list[str]]:
     seen: dict[str, str] = {}
     if len(elsewhere) == len(others):
         return seen, notes
-    held = _keys(first)
     for one in others:
         if str(one.path) in elsewhere:
             continue
-        learned = _keys(one)["train"]
+        try:
+            held, learned = _keys(first), _keys(one)["train"]
+        except InputError as error:
+            notes.append(
+                f"Whether {one.path} was trained on samples that the ensemble is measured on cannot "
+                f"be told: {error}"
+            )
+            continue
         for split, keys in held.items():
             known = len(keys & learned)
             if split != "train" and known:
@@ -834,7 +840,17 @@ def _watcher(directory: RunDirectory, recipe: Recipe, display: Progress) -> Call
     said: set[str] = set()
 
     def watch() -> None:
-        for finding in doctor.examine(doctor.read_records(directory.path)):
+        try:
+            findings = doctor.examine(doctor.read_records(directory.path))
+        except Exception as error:  # a check's defect is no reason to lose hours of training
+            if "" not in said:
+                said.add("")
+                display.note(
+                    f"The doctor could not look at this run ({type(error).__name__}: {error}); "
+                    "training goes on."
+                )
+            return
+        for finding in findings:
             if finding.severity == "problem" and finding.code not in said:
                 said.add(finding.code)
                 display.note(f"{finding.code}: {finding.sentence}")

@@ -15,6 +15,7 @@ import pytest
 
 import vidi
 from vidi import doctor
+from vidi.cli import doctor_run
 from vidi.errors import RunError
 
 Ask = Callable[..., tuple[int, str, str]]
@@ -54,7 +55,9 @@ def test_the_text_says_all_of_it(high: Path, ask: Ask) -> None:
     heads = re.findall(r"^(PROBLEM|WARNING|NOTE) +([a-z-]+)$", out, re.MULTILINE)
     assert heads == [("PROBLEM", "rate-too-high")], "that it stopped is a symptom"
     assert out.count("  do: ") == 1
-    assert re.search(r"^    \$ vidi train digits --model mlp --lr \S+ --run \S+high-2$", out, re.M)
+    assert re.search(
+        r"^    \$ vidi train digits --model mlp .*--lr (\S+) --run \S+high-lr-\1$", out, re.M
+    )
     assert "problem: 1, warning: 0, note: 0." in out
     # It stopped before there were weights to look at.
     assert "note: Data and weights could not be looked at." in out
@@ -104,6 +107,40 @@ def test_what_is_measured_is_added(slow: Path, ask: Ask, tmp_path: Path) -> None
         "lr-range.png",
         "hardest.png",
     }
+
+
+def test_json_has_no_nan(slow: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Result:
+        def as_json(self) -> dict[str, Any]:
+            return {"values": [float("nan"), float("inf"), 1.5]}
+
+        def lines(self) -> list[str]:
+            return []
+
+    monkeypatch.setitem(doctor_run.ACTIONS, "hardest", lambda made: (Result(), None))
+    _, out, _ = ask("doctor", slow, "--hardest", "--json")
+    assert json.loads(out)["hardest"] == {"values": [None, None, 1.5]}
+
+
+def test_a_file_for_out_is_refused_before_anything_is_measured(
+    slow: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looking(*_: Any) -> Any:
+        raise AssertionError("it has begun to look")
+
+    monkeypatch.setattr(doctor_run, "_look", looking)
+    code, _, err = ask("doctor", slow, "--hardest", "--out", slow / "recipe.json")
+    assert code == 2 and "is a file" in err
+
+
+def test_a_probe_has_no_rate_and_is_told_as_one(ask: Ask, tmp_path: Path) -> None:
+    run = vidi.train(
+        "digits", run=tmp_path / "probe", model="mlp", probe=True, logging={"pictures": False}
+    ).path
+    code, out, _ = ask("doctor", run, "--records-only")
+    assert code == 0 and "closed form" in out and "vitals" not in out
+    code, _, err = ask("doctor", run, "--lr-range")
+    assert code == 2 and "--lr-range" in err and "closed form" in err
 
 
 def test_records_need_no_data(slow: Path, ask: Ask, tmp_path: Path) -> None:

@@ -47,6 +47,14 @@ def tiny(num_classes=5, wrong=False):
 
 def wrong(num_classes=5):
     return tiny(num_classes, True)
+
+
+def loose(**kwargs):
+    return tiny(**kwargs)
+
+
+def frozen():
+    return tiny().requires_grad_(False)
 """
 
 
@@ -145,6 +153,18 @@ def test_one_s_own_network_and_its_gradient(ask: Ask, own: str) -> None:
     assert code == 1
     assert "The gradient is wrong for 2 of 4 tensors." in out
     assert "0.weight" in out
+
+
+def test_a_builder_of_any_arguments(ask: Ask, own: str) -> None:
+    code, out, _ = ask("profile", f"{own}:loose", "--classes", 3, "--no-time")
+    assert code == 0 and "127 parameters" in out
+
+
+def test_a_network_of_which_nothing_learns(ask: Ask, own: str) -> None:
+    code, out, _ = ask("profile", f"{own}:frozen")
+    assert code == 0 and "forward" not in out.partition("\n\n")[0]
+    assert "Not timed: no output hangs on a parameter that learns" in out
+    assert "Not timed" not in ask("profile", f"{own}:frozen", "--no-time")[1]
 
 
 @pytest.mark.parametrize(

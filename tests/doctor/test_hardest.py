@@ -90,7 +90,7 @@ def test_what_is_said_of_a_sample(flipped: tuple[Hardest, set[str]]) -> None:
         assert row.label == str(row.sample.label)
         assert row.split == row.key.split("/")[0]
     lines = found.lines()
-    assert len([line for line in lines if "the network says" in line]) == len(found.rows)
+    assert len([line for line in lines if ", but the network says" in line]) == len(found.rows)
     told = found.as_json()
     assert [row["key"] for row in told["rows"]] == [row.key for row in found.rows]
 
@@ -101,6 +101,24 @@ def test_mean_and_share_are_those_of_all_samples(flipped: tuple[Hardest, set[str
     assert not found.by_heart and whole.by_heart
     assert "learned by heart" in whole.lines()[-1]
     assert found.fitted is not None and 0.8 < found.fitted < 1
+
+
+def test_sure_is_more_than_half(flipped: tuple[Hardest, set[str]]) -> None:
+    found, _ = flipped
+
+    def told(*probabilities: float) -> str:
+        rows = tuple(
+            dataclasses.replace(row, label="a", prediction="b", probability=p)
+            for row, p in zip(found.rows, probabilities, strict=False)
+        )
+        return "\n".join(dataclasses.replace(found, rows=rows).lines())
+
+    assert "1 of them is labelled one thing, and the network is sure" in told(0.9, 0.4)
+    assert "2 of them are labelled one thing, and the network says" in told(0.51, 0.79)
+    both = told(0.51, 0.8, 0.95)
+    assert "2 of them are labelled one thing, and the network is sure" in both
+    assert "1 more is labelled one thing, and the network says" in both
+    assert "sure" not in told(0.4, 0.51)
 
 
 def test_the_picture_shows_each(flipped: tuple[Hardest, set[str]], tmp_path: Path) -> None:

@@ -180,8 +180,6 @@ def test_counts_are_the_datas(run: Path) -> None:
     seen = looked(run)
     assert seen.counts["train"].tolist() == [30, 30, 30]
     assert seen.counts["val"].tolist() == [14, 14, 14]
-    means = seen.training.by_class(seen.training.colours)
-    assert all(means[k][:3].argmax() == k for k in range(CLASSES)), "each class by its colour"
 
 
 class Shifted(nn.Module):

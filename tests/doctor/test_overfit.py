@@ -1,6 +1,7 @@
 """One batch by heart: what is healthy can, whatever the task; what is broken cannot."""
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,25 @@ def test_what_is_cut_off_is_named() -> None:
     assert not found.learned
     assert found.still == ("below.weight", "below.bias")
     assert "Without a gradient: below.weight" in told(found)
+
+
+def test_the_batch_is_not_the_run_s() -> None:
+    """Of one image the bias can learn the class, whatever else is cut off."""
+
+    class Bias(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(10))
+
+        def forward(self, image: Tensor) -> Tensor:
+            return 0 * image.mean((1, 2, 3))[:, None] + self.bias
+
+    made = prepared("digits", lambda num_classes: Bias(), batch_size=1)
+    found = overfit_one_batch(made, network=Bias())
+    assert len(found.keys) == 16 and not found.learned
+    assert "16 training samples" in told(found)
+    one = dataclasses.replace(found, keys=found.keys[:1])
+    assert "1 training sample," in told(one)
 
 
 def test_what_is_frozen_is_named() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from vidi.doctor import Finding, Records, curves, examine, layers, measures, settings
 from vidi.doctor.finding import in_order
 from vidi.engine.run import Description
-from vidi.recipe import Optimiser, Recipe, Regularisation
+from vidi.recipe import Length, Logging, Optimiser, Recipe, Regularisation, Schedule
 from vidi.types import Normalisation
 
 STEPS = (1, 2, 4, 8, 16, 32, 50, 100)
@@ -490,7 +491,9 @@ def test_batch_norms_that_see_little(
     def change(each: dict[str, Any]) -> None:
         each["norms"]["fewest"] = fewest
 
-    assert [f.severity for f in layers.few_values(spoiled(records, change))] == expected
+    found = layers.few_values(spoiled(records, change))
+    assert [f.severity for f in found] == expected
+    assert not any("1 images" in f.evidence[0] or "1 parts" in f.evidence[0] for f in found)
 
     def none(each: dict[str, Any]) -> None:
         each["norms"] = {"layers": 0, "evaluating": [], "fewest": None}
@@ -610,20 +613,92 @@ def test_causes_come_before_symptoms_and_explain_them() -> None:
         (
             "vidi train digits --lr 0.1 --model mlp --run runs/a",
             "--lr 0.01",
-            "vidi train digits --model mlp --lr 0.01 --run runs/a-2",
+            "vidi train digits --model mlp --lr 0.01 --run runs/a-lr-0.01",
         ),
         (
             "vidi train --run=runs/a 'my photos' --json --optimiser.name sgd",
             "--optimiser.momentum 0.9",
-            "vidi train 'my photos' --optimiser.name sgd --optimiser.momentum 0.9 --run runs/a-2",
+            "vidi train 'my photos' --optimiser.name sgd --optimiser.momentum 0.9 "
+            "--run runs/a-momentum-0.9",
         ),
-        ("script.py", "--lr 0.01", "vidi train digits --model nets:build --lr 0.01 --run runs/a-2"),
+        (
+            "vidi train digits --length.steps 9 --length.minutes=2 --logging.no-vitals --model mlp",
+            "--epochs 8",
+            "vidi train digits --logging.no-vitals --model mlp --epochs 8 --run runs/a-epochs-8",
+        ),
+        (
+            "vidi train --optimiser.decay_biases_and_norms digits",
+            "--optimiser.no-decay-biases-and-norms",
+            "vidi train digits --optimiser.no-decay-biases-and-norms "
+            "--run runs/a-no-decay-biases-and-norms",
+        ),
+        (
+            "script.py",
+            "--lr 0.01",
+            "vidi train digits --model nets:build --batch-size 64 --image-size 8 "
+            "--optimiser.name sgd --lr 0.01 --run runs/a-lr-0.01",
+        ),
     ],
 )
 def test_the_command_that_trains_again(command: str, changes: str, expected: str) -> None:
     records = healthy()
     records = replace(records, description=replace(records.description, command=command))
     assert records.again(changes) == expected
+
+
+def test_a_run_from_python_is_written_out_as_flags() -> None:
+    """Read as the command line reads them, they are the run's values."""
+    from vidi.cli.arguments import parse
+    from vidi.cli.train import Train
+
+    told = recipe(
+        seed=3,
+        freeze=("conv1", "conv2"),
+        epochs=4.0,
+        bad_images="skip",
+        precision="bf16",
+        optimiser=Optimiser(
+            name="adamw", clip=0.125, rates=(("fc", 0.5), ("conv1", 2.0)), sum_pixels=True
+        ),
+        regularisation=Regularisation(dropout=0.3),
+        schedule=Schedule(milestones=(0.25, 0.5, 0.875)),
+        length=Length(steps=70, minutes=2.0, patience=4),
+        logging=Logging(pictures=False),
+    )
+    said = replace(description(told), command="script.py")
+    command = replace(healthy(), description=said).again("--optimiser.momentum 0.9")
+    assert command is not None
+    found = parse(Train, shlex.split(command)[2:], prog="vidi train")
+    assert (found.data, found.run) == ("digits", "runs/a-momentum-0.9")
+    expected = replace(
+        told,
+        lr="auto",
+        epochs="auto",  # steps go before it
+        optimiser=replace(told.optimiser, momentum=0.9, nesterov="auto", weight_decay="auto"),
+        length=Length(steps=70, patience=4),
+        logging=Logging(),
+    )
+    assert found.settings == expected
+    longer = replace(healthy(), description=said).again("--epochs 8")
+    assert longer is not None and "--length" not in longer.replace("--length.patience", "")
+
+
+def test_no_command_names_a_folder_that_is_there_or_another_s(tmp_path: Path) -> None:
+    records = replace(healthy(), path=tmp_path / "my run")
+
+    def folder(changes: str) -> str:
+        command = records.again(changes)
+        assert command is not None
+        return shlex.split(command)[-1]
+
+    first = folder("--lr 0.01")
+    assert first == str(tmp_path / "my run-lr-0.01")
+    assert len({first, folder("--lr 0.02"), folder("--precision fp32")}) == 3
+    (tmp_path / "my run-lr-0.01").mkdir()
+    assert folder("--lr 0.01") == f"{first}-2"
+    assert shlex.split(records.look_closer("--lr-range")) == [
+        "vidi", "doctor", str(records.path), "--lr-range"
+    ]  # fmt: skip
 
 
 def test_there_is_no_command_for_what_python_gave() -> None:

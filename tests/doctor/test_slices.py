@@ -167,6 +167,31 @@ def test_few_samples_say_nothing() -> None:
     assert np.isnan(row.p) and row.value == 0
 
 
+def test_a_part_without_a_value_is_last_and_the_others_in_order(
+    made: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([0.9, np.nan, 0.2, np.nan, 0.5, 0.1] * 10)
+
+    def share(by: str, name: str, *_: Any) -> module.Slice:
+        return module.Slice(by, name, 5, next(values), 0.0, 1.0, 0.5, np.nan)
+
+    monkeypatch.setattr(module, "_share", share)
+    found = [row.value for row in told(made, Sees()).rows]
+    known = [v for v in found if not np.isnan(v)]
+    assert 2 < len(known) < len(found)
+    assert found[: len(known)] == sorted(known)
+
+
+def test_one_part_is_counted_as_one() -> None:
+    rows = (
+        module.Slice("class", "a", 20, 0.1, 0.0, 0.2, 0.9, 0.001, differs=True),
+        module.Slice("class", "b", 2, 0.9, 0.8, 1.0, 0.1, np.nan),
+    )
+    lines = Slices("val", "accuracy", False, 22, 0.2, rows).lines()
+    assert "1 of 2 parts differs from" in lines[1]
+    assert lines[-1].startswith("1 part has too few")
+
+
 def test_an_unknown_split_is_a_sentence(made: Prepared) -> None:
     with pytest.raises(InputError, match="no split 'test'"):
         slices(made, "test")

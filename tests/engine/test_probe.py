@@ -7,22 +7,24 @@ import dataclasses
 import tracemalloc
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy.special import logsumexp
 from sklearn.linear_model import Ridge as SklearnRidge
 from torch import Tensor, nn
 
 import vidi
 from vidi import models
 from vidi.data.open import open_data
-from vidi.engine import region_fits
+from vidi.engine import defaults, lr_range, region_fits
 from vidi.engine.evaluate import evaluate
 from vidi.engine.prepare import Prepared, prepare
-from vidi.engine.probe import RELATIVE, SCALES, output_layer, probe
+from vidi.engine.probe import MOST, RELATIVE, SCALES, _entropies, output_layer, probe
 from vidi.engine.region_fits import Ridge
 from vidi.errors import InputError
 from vidi.recipe import Recipe, replace
@@ -177,6 +179,23 @@ def test_the_scale_gives_the_least_cross_entropy(several: bool) -> None:
     assert 0 < int(np.argmin(entropy)) < len(SCALES) - 1, "none of the ends, so that it can fail"
 
 
+@pytest.mark.parametrize("several", [False, True], ids=["classes", "several labels"])
+def test_the_cross_entropies_are_those_written_out(several: bool) -> None:
+    rng = np.random.default_rng(3)
+    out = rng.normal(size=(40, 12)) * rng.choice([0.01, 1, 30], size=(40, 1))
+    targets = np.eye(12)[rng.integers(12, size=40)]
+    if several:
+        targets = (rng.random((40, 12)) < 0.3).astype(np.float64)
+    expected = []
+    for scale in SCALES:
+        logits = scale * out
+        if several:
+            expected.append((np.logaddexp(0, logits) - targets * logits).mean(1).sum())
+        else:
+            expected.append((logsumexp(logits, axis=1) - (targets * logits).sum(1)).sum())
+    np.testing.assert_allclose(_entropies(out, targets, several=several), expected, rtol=1e-12)
+
+
 def test_parts_come_to_the_whole() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(50, 7)) + 3, rng.normal(size=(50, 2))
@@ -205,6 +224,14 @@ def test_more_features_than_images(hidden: int) -> None:
     expected = SklearnRidge(alpha=found.chosen).fit(x, y)
     fitted = np.c_[x[:, 1:], np.full(len(x), 1.7)] @ np.roll(coefficients, -1, 1).T + intercepts
     np.testing.assert_allclose(fitted, expected.predict(x), atol=1e-4)
+
+
+def test_more_features_than_it_takes() -> None:
+    """They are counted before an image is read."""
+    made = made_of(Blobs(30), lambda num_classes: Net(num_classes, MOST + 1))
+    made.plain = None  # type: ignore[assignment]
+    with pytest.raises(InputError, match=r"classifier, is given 10,001 .* need 2.4 GB .*--freeze"):
+        probe(made)
 
 
 def test_features_that_are_all_the_same() -> None:
@@ -259,6 +286,7 @@ def test_the_output_layer_of_the_packages_networks(name: str, size: int) -> None
     [
         ({"data": {"balance": "sampler", "threads": 0}}, "balance sampler"),
         ({"members": 2}, "--members 2"),
+        ({"lr": "find"}, "--lr find"),
         ({"epochs": 4}, "a length"),
         ({"length": {"minutes": 1.0}}, "a length"),
         ({"loss": nn.functional.cross_entropy}, "loss of your own"),
@@ -270,6 +298,23 @@ def test_what_has_no_part_in_it_is_refused(
     with pytest.raises(InputError, match=said):
         vidi.train(Blobs(), model=Net, probe=True, run=tmp_path / "run", **changes)
     assert not (tmp_path / "run" / "recipe.json").exists()
+
+
+def test_no_rate_is_sought(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though in a training of that length it would be."""
+    swept = []
+
+    def sweep(*_: Any, **__: Any) -> Any:
+        swept.append(1)
+        return SimpleNamespace(suggestion=0.125, sentence="")
+
+    monkeypatch.setattr(defaults, "LONG", 1)
+    monkeypatch.setattr(lr_range, "sweep", sweep)
+    plain = made_of(Blobs(30), model="python:net", epochs=1.0)
+    probing = made_of(Blobs(30), model="python:net", epochs=1.0, probe=True)
+    assert plain.description.recipe.lr == 0.125 and swept == [1]
+    assert plain.description.data["asked"] == {"lr": "find"}
+    assert probing.description.recipe.lr != "find" and not probing.description.data["asked"]
 
 
 def test_other_tasks_are_refused(tmp_path: Path) -> None:

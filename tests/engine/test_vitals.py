@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import vidi
+from vidi.engine import vitals
 from vidi.engine.vitals import Look, due, read_vitals
 
 QUIET = {"pictures": False}
@@ -94,6 +95,45 @@ class Ill(nn.Module):
         return found
 
 
+def test_of_large_maps_several_images_are_looked_at() -> None:
+    """A channel that only one of the later images excites is not dead; the numbers are close to
+    those of the whole."""
+    torch.manual_seed(0)
+    x = torch.randn(12, 3, 160, 160)
+    x[0] = -x[0].abs()
+    x[:5, 1] = -1
+    x[:, 2] = -1
+    network = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 1, 1))
+    look = Look(network, activations=True)
+    with look.listening():
+        network(x)
+    found = look._seen["0"]
+    assert float(found["dead"]) == pytest.approx(1 / 3)
+    assert float(look._seen["1"]["input_dead"]) == pytest.approx(1 / 3)
+    seen = x[:8].relu()
+    assert float(found["mean"]) == pytest.approx(float(seen.mean()), rel=0.05)
+    assert float(found["zero"]) == pytest.approx(float((seen == 0).float().mean()), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(), (0, 4), (3,), (4, 99_999), (30, 8, 5, 5), (64, 50, 768), (20, 2048, 7, 7),
+     (9, 3, 1, 90_000), (9, 500_000, 1, 1), (2, 16, 30, 60, 40)],
+)  # fmt: skip
+def test_what_is_looked_at_is_about_as_much_of_every_shape(shape: tuple[int, ...]) -> None:
+    values = torch.empty(shape)
+    some = vitals._some(values, "Conv2d")
+    assert some.numel() or not values.numel()
+    if len(shape) > 2:
+        assert len(some) >= min(8, shape[0])
+        side = 2 if len(shape) == 3 else 1
+        assert some.shape[side] == shape[side], "every channel"
+        rows = max(1, some.numel() // (len(some) * shape[side]))
+        assert some.numel() <= vitals.LOOKED or rows <= 4
+    # A small batch is looked at whole.
+    assert some.numel() == values.numel() or values.numel() > vitals.LOOKED
+
+
 def test_trouble_is_seen() -> None:
     torch.manual_seed(0)
     network = Ill()
@@ -125,3 +165,39 @@ def test_trouble_is_seen() -> None:
     network.norm.eval()
     assert Look(network, activations=True).row is not None
     assert not network.alike._forward_hooks, "no hook is left behind"
+
+
+class Odd(nn.Module):
+    """Layers that are given nothing, sequences, and channels along the last side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.none = nn.Linear(6, 4)
+        self.along = nn.Conv1d(6, 3, 3)
+        self.last = nn.Linear(5, 7)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        nothing = self.none(x[:0, :, 0])
+        found: Tensor = self.relu(self.last(self.along(x)[:, :, None, :5]))
+        return found.sum() + nothing.sum()
+
+
+def test_odd_layers_are_looked_at_or_left_out() -> None:
+    torch.manual_seed(0)
+    network = Odd()
+    with torch.no_grad():
+        network.last.bias[:2] = -1e3
+        network.last.weight[:2] = 0
+        network.along.weight[0] = 0
+        network.along.bias[0] = 0
+    look = Look(network, activations=True)
+    with look.listening():
+        network(torch.randn(4, 6, 9)).backward()
+    look.gradients()
+    with look.updating():
+        pass
+    layers = look.row()["layers"]
+    assert "none" not in layers
+    assert layers["along"]["dead"] == pytest.approx(1 / 3, abs=1e-3)
+    assert layers["last"]["dead"] == 0 and layers["last"]["input_dead"] == 0

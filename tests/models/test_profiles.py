@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vidi import models
 from vidi.errors import InputError
 from vidi.models import count
-from vidi.models.profile import named, profile
+from vidi.models.profile import _rounds, named, profile
 
 
 @pytest.mark.parametrize(
@@ -121,6 +121,7 @@ def test_rows_by_hand() -> None:
     assert rows["first"].memory == 5 * 3 * pixels * 4
     assert rows[""].memory >= 5 * 8 * pixels * 4
     assert rows["block.1"].memory == 2 * 5 * 8 * pixels * 4
+    assert rows["block.0"].memory == 0, "its inputs are kept already"
     grouped = {row.name: row for row in found.rows(1)}
     assert grouped["block"].kind == "Sequential"
     assert grouped["block"].macs == rows["block.0"].macs
@@ -219,6 +220,55 @@ def test_a_network_that_looks_at_values_is_run_truly() -> None:
     assert found.parameters == 56
 
 
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_network_that_looks_at_values_in_training_alone(timed: bool) -> None:
+    class Looking(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x / float(x.detach().std()) if self.training else x
+
+    network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), Looking())
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    found = profile(network, 8, batch=2, timed=timed)
+    assert found.macs == 27 * 2 * 36 and found.memory > 0
+    assert (found.ratio is not None) == timed and found.untimed is None
+    assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
+
+
+def test_a_network_of_which_nothing_learns() -> None:
+    frozen = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()).requires_grad_(False)
+    without = nn.Sequential(nn.AvgPool2d(2), nn.Flatten())
+    for network in (frozen, without):
+        found = profile(network, 8)
+        assert (found.forward, found.backward, found.ratio) == (None, None, None)
+        assert found.untimed is not None and "no backward pass" in found.untimed
+        assert found.layers[1].forward is None and not found.memory
+        assert profile(network, 8, timed=False).untimed is None
+
+
+def loose(num_classes: int = 4, **kwargs: Any) -> Tiny:
+    """Hands on what it is given to one that knows less."""
+    return tiny(num_classes, **kwargs)
+
+
+def test_options_are_for_who_names_them() -> None:
+    network, _ = named(f"{__name__}:loose", classes=7, aux_logits=False)
+    assert network.get_submodule("head").weight.shape == (7, 8)
+    assert not any(
+        "aux" in name for name, _ in named("googlenet", aux_logits=False)[0].named_modules()
+    )
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.0, 8), (1.0, 7), (2.5, 3), (5.0, 3), (7.0, 2)])
+def test_slow_rounds_are_few(seconds: float, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("vidi.models.profile.time.perf_counter", lambda: now[0])
+    count = 0
+    for _ in _rounds():
+        now[0] += seconds
+        count += 1
+    assert count == rounds
+
+
 def test_what_does_not_fit_is_said() -> None:
     with pytest.raises(InputError, match="Sequential cannot take images of 9 × 9 pixels"):
         profile(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), 9)
@@ -236,6 +286,8 @@ def test_the_heaviest_are_not_timed() -> None:
         network, size = named("rcnn_vgg16")
     found = profile(network, size)  # 31 T multiply-adds
     assert found.forward is None
+    assert found.untimed is not None and "take minutes" in found.untimed
+    assert profile(models.resnet20(), 32, batch=6000, timed=True).forward is None, "0.24 T"
     assert found.macs > 30e12
 
 

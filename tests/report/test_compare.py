@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from vidi import models
 from vidi.engine.run import Description, RunDirectory
 from vidi.errors import InputError
 from vidi.models import count
@@ -294,7 +296,10 @@ def test_wrong_runs(runs: list[str], said: str, tmp_path: Path) -> None:
 
 
 def test_parameters_are_counted_in_the_file(tmp_path: Path) -> None:
+    """The buffers, also detectors', are none."""
     networks: dict[str, nn.Module] = {"resnet20": resnet20(2), "mlp": mlp(2, 8)}
+    for name in ("rcnn_small", "fast_rcnn_small", "faster_rcnn_small"):
+        networks[name] = models.find(name)(num_classes=2)
     runs = []
     for name, network in networks.items():
         runs.append(write(tmp_path / name, 0.8, model=name))
@@ -324,3 +329,78 @@ def test_the_picture(tmp_path: Path) -> None:
     for colour in (BLUE, ORANGE):
         rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert (np.abs(pixels - rgb).max(2) < 40).sum() > 300
+
+
+def test_a_run_without_weights_yet_is_in_its_group(tmp_path: Path) -> None:
+    a, b = family(tmp_path, "a", [0.8, 0.82])
+    save_file({"weight": torch.zeros(3, 4)}, a / "best.safetensors")
+    for runs in ([a, b], [b, a]):
+        found = compare(runs)
+        assert len(found.groups) == 1 and not found.differences
+    other = write(tmp_path / "c", 0.8, seed=2)
+    save_file({"weight": torch.zeros(3, 5)}, other / "best.safetensors")
+    found = compare([b, other, a, write(tmp_path / "d", 0.8, lr=1)])
+    assert [[run.name for run in group.runs] for group in found.groups] == [
+        *(["a-1", "c"], ["a-0"], ["d"])
+    ], "networks of one name that have changed; what is not known goes with the first"
+    (row,) = [one for one in found.differences if one.name == "parameters"]
+    assert row.values == {"A": "15", "B": "12", "C": "not known yet"}
+
+
+def test_rates_that_were_found_are_the_seeds_part(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"data": {"asked": {"lr": "find"}}}
+    runs = [write(tmp_path / f"a{k}", 0.8, seed=k, lr=0.01 * (k + 1), **asked) for k in range(3)]
+    assert len(compare(runs).groups) == 1
+    given = write(tmp_path / "given", 0.8, seed=3, lr=0.01)
+    other = write(tmp_path / "other", 0.8, lr=0.5, model="vgg11", **asked)
+    found = compare([*runs, given, other])
+    assert [len(group.runs) for group in found.groups] == [3, 1, 1]
+    row = next(one for one in found.differences if one.name == "lr")
+    assert row.values == {"A": "0.01 to 0.03 (found)", "B": "0.01", "C": "0.5 (found)"}
+
+
+def test_seeds_that_were_trained_in_another_precision(tmp_path: Path) -> None:
+    a = write(tmp_path / "a", 0.8, precision="fp32")
+    b = write(tmp_path / "b", 0.8, seed=1, precision="bf16")
+    found = compare([a, b, write(tmp_path / "c", 0.8, lr=1, precision="bf16")])
+    (note,) = found.notes
+    assert note.startswith("A and B differ in precision alone (fp32, bf16), which auto chooses")
+
+
+@pytest.mark.parametrize(
+    "before", [{"event": "interrupted", "step": 9}, {"event": "stopped", "step": 9, "why": "NaN"}]
+)
+def test_what_ended_a_run_before_it_was_resumed_is_past(
+    before: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = [before, {"event": "resume", "step": 9}, {"event": "train", "step": 12}]
+    runs = [write(tmp_path / "a", 0.8), write(tmp_path / "b", 0.8, finished=False, rows=rows)]
+    assert "it is at step 12, still training" in compare(runs).notes[0]
+
+
+@pytest.mark.parametrize("made", [{"members": [{"run": "a"}]}, {"svd": {"fc6": 4}}])
+def test_no_command_trains_what_was_made_of_runs(made: dict[str, Any], tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a", 0.8), write(tmp_path / "b", 0.9, data=made)
+    assert shlex.split(compare([a, b]).commands[0])[-1] == f"{a}-seed1"
+    assert len(compare([a, b]).commands) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "fields", "length"),
+    [
+        ("vidi train x/ --epochs 3", {"epochs": 4.0}, ["--epochs", "4"]),
+        ("vidi train x/ --epochs=3", {"epochs": 0.25}, ["--epochs", "0.25"]),
+        ("vidi train x/", {"epochs": 60}, ["--epochs", "60"]),
+        ("vidi train x/ --epochs 3", {"length.steps": 3_000_000}, ["--length.steps", "3000000"]),
+        ("vidi train x/ --length.steps 9", {"length.minutes": 1.5}, ["--length.minutes", "1.5"]),
+    ],
+)
+def test_the_length_is_that_of_the_last_command(
+    command: str, fields: dict[str, Any], length: list[str], tmp_path: Path
+) -> None:
+    resumed = [{"event": "resume", "step": 9}]
+    a = write(tmp_path / "a", 0.8, command=command, rows=resumed, **fields)
+    found = compare([a, write(tmp_path / "b", 0.9, lr=1)])
+    assert shlex.split(found.commands[0]) == [
+        *("vidi", "train", "x/", *length, "--seed", "1", "--run", f"{a}-seed1")
+    ]

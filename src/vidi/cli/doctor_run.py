@@ -51,16 +51,18 @@ def main(told: Doctor, run: Path | None) -> int:
     records: Records | None = None
     findings: tuple[Finding, ...] = ()
     notes: list[str] = []
+    folder = None if told.out is None else Path(told.out).expanduser()
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; --out names a folder for the pictures.")
     # What a user's own network prints must not end up in the JSON.
     with contextlib.redirect_stdout(sys.stderr):
         if run is None:
             results = _network(told.subject)
         else:
             records, findings, notes, results = _look(run, told.run)
-        pictures = [] if told.out is None else _draw(findings, results, told.out)
+        pictures = [] if folder is None else _draw(findings, results, folder)
         body = _object(told, records, findings, notes, results, pictures)
-        if told.out is not None:
-            folder = Path(told.out).expanduser()
+        if folder is not None:
             with writing_to(folder):
                 (folder / "doctor.json").write_text(json.dumps(body, indent=1), "utf-8")
     if told.json:
@@ -86,9 +88,19 @@ def _look(
 
     records = read_records(run)
     notes = []
-    if not records.vitals:
+    if records.recipe.probe:
+        if told.lr_range:
+            raise InputError(
+                f"{run} was fitted in closed form (--probe), with no rate that --lr-range could "
+                "look for. Leave it out."
+            )
         notes.append(
-            "The run wrote down nothing of its layers (--logging.vitals was off, or an earlier "
+            "The run was fitted in closed form (--probe), without steps: there are no curves and "
+            "no layers in training that could be looked at."
+        )
+    elif not records.vitals:
+        notes.append(
+            "The run wrote down nothing of its layers (--logging.no-vitals, or an earlier "
             "version trained it): only its curves and settings could be looked at."
         )
     if told.records_only:
@@ -162,14 +174,11 @@ def _network(name: str) -> dict[str, tuple[Result, Draw | None]]:
 
 
 def _draw(
-    findings: tuple[Finding, ...], results: dict[str, tuple[Result, Draw | None]], out: str
+    findings: tuple[Finding, ...], results: dict[str, tuple[Result, Draw | None]], folder: Path
 ) -> list[Path]:
     """A picture of each finding that has numbers to show, and of what was measured."""
     from vidi.report import doctor
 
-    folder = Path(out).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; --out names a folder for the pictures.")
     pictures: list[Path] = []
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -193,6 +202,8 @@ def _object(
     results: dict[str, tuple[Result, Draw | None]],
     pictures: list[Path],
 ) -> dict[str, Any]:
+    from vidi.engine.run import plain
+
     body: dict[str, Any] = {"subject": told.subject}
     if records is not None:
         body |= {
@@ -205,7 +216,8 @@ def _object(
             "notes": notes,
         }
     body |= {name: result.as_json() for name, (result, _) in results.items()}
-    return body | {"pictures": [str(path) for path in pictures]}
+    found: dict[str, Any] = plain(body | {"pictures": [str(path) for path in pictures]})
+    return found
 
 
 def _counts(findings: tuple[Finding, ...]) -> dict[str, int]:

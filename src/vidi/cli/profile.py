@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import json
 import math
 import shutil
@@ -107,7 +106,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _network(told: Profiled, is_run: bool) -> tuple[nn.Module, int]:
     from vidi import models
-    from vidi.models.profile import named
+    from vidi.models.profile import named, takes
 
     if is_run:
         from vidi import api
@@ -116,8 +115,7 @@ def _network(told: Profiled, is_run: bool) -> tuple[nn.Module, int]:
         size = model.recipe.image_size
         assert size != "auto"
         return model.network, told.image_size or size
-    taken = inspect.signature(models.find(told.model)).parameters
-    if told.classes is not None and "num_classes" not in taken:
+    if told.classes is not None and not takes(models.find(told.model), "num_classes"):
         raise InputError(
             f"The network {told.model} takes no number of classes. Leave --classes out."
         )
@@ -228,17 +226,8 @@ def _totals(found: Profile) -> Iterator[str]:
             "About 2 is to be expected: backward has two products for each of forward's, for the "
             "input's gradient and the weights'; of the first layer only the latter."
         )
-    elif found.macs * found.batch > _heavy():
-        yield (
-            "Not timed: that would take minutes. Ask for fewer pixels (--image-size) or regions "
-            "(--regions), or a smaller batch."
-        )
-
-
-def _heavy() -> float:
-    from vidi.models.profile import HEAVY
-
-    return HEAVY
+    elif found.untimed is not None:
+        yield found.untimed
 
 
 def _object(found: Profile) -> dict[str, Any]:
@@ -256,6 +245,7 @@ def _object(found: Profile) -> dict[str, Any]:
         "forward": found.forward,
         "backward": found.backward,
         "ratio": found.ratio,
+        "untimed": found.untimed,
         "layers": [
             {
                 "name": row.name,

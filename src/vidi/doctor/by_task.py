@@ -128,6 +128,7 @@ def one_class(records: Records) -> list[Finding]:
         return []
     pixels = records.task == "segmentation"
     things = "pixels" if pixels else "images"
+    common = wanted > 2 / max(2, int((true > 0).sum()))
     return [
         Finding(
             code="one-class-predicted",
@@ -136,9 +137,12 @@ def one_class(records: Records) -> list[Finding]:
             evidence=(
                 f"It is said of {share:.1%} of the {things} in {split}, and true of {wanted:.1%}.",
             ),
-            remedy="Train longer first. If it stays so, let rare classes count for more"
-            + ("; then look at the rate." if not pixels else ", and look at the rate."),
-            command=records.again("--data.balance sqrt-weights"),
+            remedy="Train longer first. If it stays so, "
+            + ("let rare classes count for more, and look" if common else "look")
+            + " at the rate.",
+            command=records.again("--data.balance sqrt-weights")
+            if common and records.recipe.data.balance == "none"
+            else records.look_closer("--overfit-one-batch"),
         )
     ]
 

@@ -16,6 +16,8 @@ LONGEST = 0.1
 USUAL = 3e-3
 """What a healthy step changes a layer by, relative to its norm: about a thousandth, and somewhat
 more in short runs."""
+FARTHEST = 100.0
+"""A rate that is to be so many times higher is better found than guessed."""
 STILL = 0.03
 """Weights that came no further than this, relative to themselves, are as they began."""
 
@@ -62,14 +64,18 @@ def diverged(records: Records) -> list[Finding]:
     start, found = measures.begin(records), measures.losses(records)
     if start is None or len(found) < 2:
         return []
-    level = max(start, measures.reference(records) or start)
+    early = [loss for step, loss in found if step <= max(2, found[-1][0] / 4)]
+    level = max(start, measures.reference(records) or start, median(early))
+    moves = [m for row in records.vitals if (m := measures.motion(row)) is not None]
+    # A small batch may be an easy one, and the next ones harder: that alone is no divergence.
+    far = not moves or max(moves) > LONGEST
     highest_step, highest = max(found, key=lambda at: at[1])
     stopped = records.of("stopped")
     finish = measures.end(records)
     last = found[-1][1]
     grew = highest > 5 * level and highest_step > 1
-    over = grew and (bool(stopped) or last > 2 * level)
-    risen = finish is not None and min(finish, last) > 1.5 * level
+    over = grew and (bool(stopped) or (far and last > 2 * level))
+    risen = finish is not None and min(finish, last) > (1.5 if far else 5) * level
     if not over and not risen:
         return []
     return [
@@ -218,7 +224,7 @@ def _too_fast(records: Records, severity: str, evidence: str, how: str) -> Findi
         severity="problem" if severity == "problem" else "warning",
         what=f"The learning rate is too high, {rate:g}. {how}",
         evidence=tuple(told),
-        remedy=f"Train at a lower rate, about {lower}; `vidi doctor {records.path} --lr-range` "
+        remedy=f"Train at a lower rate, about {lower}; `{records.look_closer('--lr-range')}` "
         "measures which rates this network bears.",
         command=records.again(f"--lr {lower}"),
         step=longest[0] if longest else None,
@@ -262,13 +268,23 @@ def too_slow(records: Records) -> list[Finding]:
     # A run of few steps of a usual length is short, and not slow.
     if not little or finish < 0.9 * start or highest > USUAL / 10:
         return []
+    level = measures.reference(records)
+    if level is not None and finish < 0.5 * level:
+        return []  # what begins with a good network need not go far
     rate = float(records.recipe.lr)
-    factor = max(10.0, min(1e6, USUAL / max(highest, 1e-12)))
-    higher = measures.rounded(min(rate * factor, 10.0))
+    full = measures.highest_rate(records)
+    at_full = max(
+        m * full / row["lr"]
+        for row in records.vitals
+        if row.get("lr") and (m := measures.motion(row)) is not None
+    )
+    factor = max(10.0, USUAL / max(at_full, 1e-12))
+    higher = measures.rounded(rate * factor)
+    guess = factor > FARTHEST
     return [
         Finding(
             code="rate-too-low",
-            severity="problem" if come < STILL else "warning",
+            severity="problem" if come < STILL and not records.recipe.weights else "warning",
             what=f"The learning rate is too low, {rate:g}: the weights hardly moved",
             evidence=(
                 f"In {records.steps:,} steps the layer that moved most came at most {come:.2g} of "
@@ -277,9 +293,11 @@ def too_slow(records: Records) -> list[Finding]:
                 f"The longest step that was looked at changed the middle layer by {highest:.1g} of "
                 f"its norm; about {USUAL / 3:g} to {3 * USUAL:g} is usual.",
             ),
-            remedy=f"Train at a higher rate, about {higher}; `vidi doctor {records.path} "
-            "--lr-range` measures which rates this network bears.",
-            command=records.again(f"--lr {higher}"),
+            remedy="Let the rate be found (--lr find)."
+            if guess
+            else f"Train at a higher rate, about {higher}; `{records.look_closer('--lr-range')}` "
+            "measures which rates this network bears.",
+            command=records.again("--lr find" if guess else f"--lr {higher}"),
             series=measures.learning(records),
             explains=STUCK,
         )
@@ -293,6 +311,8 @@ def plateau(records: Records) -> list[Finding]:
     if level is None or len(found) < 6 or records.steps < 30:
         return []
     if come is not None and come < 5 * STILL:
+        return []
+    if _better_than_chance(records):
         return []
     finish = measures.end(records)
     if finish is not None and 0.95 * level < finish < 1.5 * level:
@@ -312,6 +332,14 @@ def plateau(records: Records) -> list[Finding]:
     return []
 
 
+def _better_than_chance(records: Records) -> bool:
+    """Whether validation says that something was learned: mixed or smoothed labels, or a batch of
+    one, can keep the training loss where it began."""
+    found = [row["metrics"].get("accuracy") for row in records.evaluations]
+    best = max((value for value in found if value is not None), default=0.0)
+    return bool(best > 1.5 / max(2, len(records.classes)) and best > 0.25)
+
+
 def _flat(records: Records, evidence: str, step: int) -> Finding:
     return Finding(
         code="plateau",
@@ -320,9 +348,10 @@ def _flat(records: Records, evidence: str, step: int) -> Finding:
         evidence=(evidence + ".",),
         remedy="See first that one batch can be learned by heart: if it cannot, network or labels "
         "are at fault; if it can, train longer or at another rate.",
-        command=f"vidi doctor {records.path} --overfit-one-batch",
+        command=records.look_closer("--overfit-one-batch"),
         step=step,
         series=measures.learning(records),
+        explains=("underfitting",),
     )
 
 

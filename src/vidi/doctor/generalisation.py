@@ -4,11 +4,11 @@ learned by heart, another kind of samples, the same samples twice."""
 from __future__ import annotations
 
 import math
-import shlex
+from statistics import median
 
 import numpy as np
 
-from vidi.doctor import settings
+from vidi.doctor import measures, settings
 from vidi.doctor.finding import Finding, Series, Severity
 from vidi.doctor.looking import Looked, View
 from vidi.doctor.records import Records
@@ -138,12 +138,16 @@ def underfitting(records: Records, looked: Looked) -> list[Finding]:
     if there - away >= max(GAP, 4 * off):
         return []
     losses = [float(r["train_loss"]) for r in records.evaluations if r["train_loss"] is not None]
+    if len(losses) < 2:  # too short a run for two: its first half and its second
+        steps = [loss for _, loss in measures.losses(records)]
+        half = len(steps) // 2
+        losses = [median(steps[:half]), median(steps[half:])] if half else []
     falls = len(losses) < 2 or losses[-1] < FALLING * losses[-2]
     evidence = [_scores(looked)]
     if len(losses) >= 2:
         evidence.append(
-            f"The training loss was {losses[-2]:.3g} at the last evaluation but one and "
-            f"{losses[-1]:.3g} at the last: it {'still falls' if falls else 'falls no more'}."
+            f"The training loss went from {losses[-2]:.3g} to {losses[-1]:.3g} at last: it "
+            f"{'still falls' if falls else 'falls no more'}."
         )
     dropped = _dropped(looked)
     if dropped is not None and not settings.strong_dropout(records):
@@ -163,7 +167,7 @@ def underfitting(records: Records, looked: Looked) -> list[Finding]:
             code="underfitting",
             severity="warning",
             what="The network knows little, even of the samples that it was trained on"
-            + (", and was still learning when training ended." if falls else "."),
+            + (", and was still learning when training ended." if falls and losses else "."),
             evidence=tuple(evidence),
             remedy="Train longer."
             if falls
@@ -171,7 +175,7 @@ def underfitting(records: Records, looked: Looked) -> list[Finding]:
             "weight decay, dropout and augmentation, or larger images.",
             command=records.again(f"--epochs {math.ceil(2 * epochs)}")
             if falls
-            else f"vidi doctor {shlex.quote(str(records.path))} --lr-range",
+            else records.look_closer("--lr-range"),
         )
     ]
 

@@ -26,8 +26,10 @@ from vidi.engine.prepare import Prepared
 from vidi.tasks import classification, multilabel
 from vidi.types import Array, Sample
 
-SURE = 0.5
+DOUBTFUL = 0.5
 """A class that is said at this probability, and is not the label, makes the label doubtful."""
+SURE = 0.8
+"""From this probability on the network is called sure."""
 BY_HEART = 0.995
 """Training samples that were learned to this share hide their wrong labels."""
 
@@ -50,12 +52,17 @@ class Hard:
 
     @property
     def doubtful(self) -> bool:
-        """Whether the network is sure of something else."""
+        """Whether the network says something else, more likely than not."""
         return (
             self.probability is not None
             and self.prediction != self.label
-            and self.probability >= SURE
+            and self.probability >= DOUBTFUL
         )
+
+    @property
+    def sure(self) -> bool:
+        """Whether the network is sure of something else."""
+        return self.doubtful and self.probability is not None and self.probability >= SURE
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -113,11 +120,17 @@ class Hardest:
                 if row.prediction == row.label:
                     said = f"  {row.label}, as the network says ({row.probability:.0%})"
             out.append(f"  {row.loss:8.3f}  {row.split:<5}  {row.key:<{wide}}{said}")
-        doubtful = sum(row.doubtful for row in self.rows)
+        sure = sum(row.sure for row in self.rows)
+        doubtful = sum(row.doubtful for row in self.rows) - sure
+        if sure:
+            out.append(
+                f"{sure} of them {_are(sure)} labelled one thing, and the network is sure of "
+                f"another ({SURE:.0%} and more): look at {'it' if sure == 1 else 'those'} first."
+            )
         if doubtful:
             out.append(
-                f"{doubtful} of them are labelled one thing, and the network is sure of another: "
-                "look at those first."
+                f"{doubtful} {'more' if sure else 'of them'} {_are(doubtful)} labelled one thing, "
+                "and the network says another."
             )
         if self.by_heart:
             out.append(
@@ -126,6 +139,10 @@ class Hardest:
                 "training, or one with more augmentation, finds them."
             )
         return out
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def hardest(made: Prepared, count: int = 24) -> Hardest:

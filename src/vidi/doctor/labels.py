@@ -15,7 +15,7 @@ from vidi.types import Array
 CHANCE = 0.01
 """A figure that guessing reaches with a greater probability is not above guessing."""
 SURE = 1e-4
-BY_HEART = 0.5
+BY_HEART = 0.9
 """Accuracy on training samples from where on labels that say nothing were learned by heart."""
 MANY = 500
 """So many samples are learned by heart only if there is nothing else to learn in them."""
@@ -44,6 +44,8 @@ def shuffled(records: Records, looked: Looked) -> list[Finding]:
     if _chance(val) < CHANCE:
         return []
     own, others = neighbours(train), neighbours(val)
+    if own is None:  # too few samples to say anything of their labels
+        return []
     accuracy = train.metrics["accuracy"]
     entropy = _entropy(looked.counts["train"])
     by_heart = accuracy >= BY_HEART and _chance(train) < SURE
@@ -51,8 +53,8 @@ def shuffled(records: Records, looked: Looked) -> list[Finding]:
     losses = [float(r["train_loss"]) for r in records.evaluations if r["train_loss"] is not None]
     by_heart = by_heart or (bool(losses) and losses[-1] < FORGOTTEN * entropy)
     evidence = [
-        f"Accuracy on {val.samples} validation samples: {val.metrics['accuracy']:.3f}, which "
-        f"always guessing the commonest class does as well ({_commonest(val):.3f}).",
+        f"Accuracy on {val.samples} validation samples: {val.metrics['accuracy']:.3f}, beyond "
+        f"chance no better than always the commonest class ({_commonest(val):.3f}).",
         f"Accuracy on {train.samples} training samples: {accuracy:.3f}.",
     ]
     evidence += [
@@ -61,7 +63,7 @@ def shuffled(records: Records, looked: Looked) -> list[Finding]:
         for name, view, found in (("training", train, own), ("validation", val, others))
         if found is not None
     ]
-    known = own is not None and own[2] < SURE
+    known = own[2] < SURE
     if by_heart and known and others is not None and others[2] < SURE:
         return []  # each for itself they fit: validation is numbered or pictured otherwise
     size = records.description.data["samples"]
@@ -81,7 +83,7 @@ def shuffled(records: Records, looked: Looked) -> list[Finding]:
                 explains=("generalisation-gap", "overfitting"),
             )
         ]
-    if own is None or own[2] < CHANCE or looked.trained.loss > PRIOR * entropy:
+    if own[2] < CHANCE or looked.trained.loss > PRIOR * entropy:
         return []
     return [
         Finding(
@@ -188,7 +190,9 @@ def imbalance(records: Records) -> list[Finding]:
                 f"Of {names[worst]} {recall[worst]:.0%} are recognised.",
             ),
             remedy="Judge by each class's recall, and let all classes count the same in training.",
-            command=records.again("--data.balance weights"),
+            command=records.again("--data.balance weights")
+            if records.recipe.data.balance == "none"
+            else None,
             series=Series(
                 x=tuple(range(len(names))),
                 ys={"recall": tuple(recall.tolist())},

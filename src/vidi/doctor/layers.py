@@ -472,6 +472,8 @@ def few_values(records: Records) -> list[Finding]:
     each = max(1, int(recipe.batch_size) // recipe.optimiser.accumulate)
     if each > 1 and (fewest is None or fewest >= FEW):
         return []
+    accumulate = recipe.optimiser.accumulate
+    parts = f", in {accumulate} parts" if accumulate > 1 else ""
     what = (
         "Batch norms see a batch of one image"
         if each == 1
@@ -483,8 +485,8 @@ def few_values(records: Records) -> list[Finding]:
             severity="problem" if fewest is not None and fewest <= 2 else "warning",
             what=what + ": what they learn of the statistics is noise",
             evidence=(
-                f"{each} images go through the network at a time (batch {recipe.batch_size}, in "
-                f"{recipe.optimiser.accumulate} parts), and the batch norm that sees least sees "
+                f"{each} {'image goes' if each == 1 else 'images go'} through the network at a "
+                f"time (batch {recipe.batch_size}{parts}), and the batch norm that sees least sees "
                 f"{fewest} values of each channel.",
             ),
             remedy="Larger batches (in fewer parts), larger images, or group norm.",

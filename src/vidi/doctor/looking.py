@@ -70,31 +70,21 @@ class Given:
 class View:
     """Some samples as evaluation sees them.
 
-    ``metrics`` and ``details``: the task's. ``colours``: float32 [N, 6], each sample's mean and
-    deviation of red, green and blue, in [0, 1]. ``thumbs``: float32 [N, 16 · 16 · 3].
-    ``labels``: int64 [N], where a sample has one class. ``counts``: int64 [K], images, pixels or
-    boxes of each class; None where there are none. ``slope`` and ``correlation``: of the true
-    flow on the predicted one, through zero. ``covered``: share of the objects that a proposal
-    overlaps by half or more.
+    ``metrics``: the task's. ``colours``: float32 [N, 6], each sample's mean and deviation of red,
+    green and blue, in [0, 1]. ``thumbs``: float32 [N, 16 · 16 · 3]. ``labels``: int64 [N], where a
+    sample has one class. ``slope`` and ``correlation``: of the true flow on the predicted one,
+    through zero. ``covered``: share of the objects that a proposal overlaps by half or more.
     """
 
     samples: int
     metrics: dict[str, float]
-    details: dict[str, Any]
     given: Given | None
     colours: Array
     thumbs: Array
     labels: Array | None = None
-    counts: Array | None = None
     slope: float | None = None
     correlation: float | None = None
     covered: float | None = None
-
-    def by_class(self, values: Array) -> dict[int, Array]:
-        """The mean of each sample's ``values`` [N, D] over each class that occurs."""
-        if self.labels is None:
-            return {}
-        return {int(k): values[self.labels == k].mean(0) for k in np.unique(self.labels)}
 
 
 @dataclass(frozen=True)
@@ -129,7 +119,6 @@ class Looked:
     task: str
     classes: tuple[str, ...]
     headline: str
-    lower_is_better: bool
     training: View
     validation: View
     trained: Trained
@@ -162,7 +151,6 @@ def look(records: Records, made: Prepared) -> Looked:
         task=dataset.task,
         classes=made.description.classes,
         headline=made.task.headline,
-        lower_is_better=bool(getattr(made.task, "lower_is_better", False)),
         training=training,
         validation=validation,
         trained=trained,
@@ -282,12 +270,10 @@ def _view(made: Prepared, loader: Loader) -> View:
     return View(
         samples=len(samples),
         metrics=meter.compute(),
-        details=made.task.details(meter) if made.task.headline != "ods" else {},
         given=ear.given(),
         colours=np.stack(colours),
         thumbs=np.stack(thumbs),
         labels=labels,
-        counts=_counts(samples, len(made.description.classes)),
         slope=float(both / predicted) if predicted else None,
         correlation=float(both / (predicted * true) ** 0.5) if predicted * true > 0 else None,
         covered=float(covered[0] / covered[1]) if covered[1] else None,
@@ -302,21 +288,6 @@ def _colours(image: Array) -> Array:
 def _thumb(image: Array) -> Array:
     small = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     return small.astype(np.float32).ravel() / 255
-
-
-def _counts(samples: list[Sample], classes: int) -> Array | None:
-    """int64 [K]: images, pixels or boxes of each class."""
-    out = np.zeros(classes, np.int64)
-    for sample in samples:
-        if sample.mask is not None:
-            out += np.bincount(sample.mask[sample.mask < classes].ravel(), minlength=classes)
-        elif sample.boxes is not None:
-            out += np.bincount(sample.boxes.labels, minlength=classes)
-        elif isinstance(sample.label, np.ndarray):
-            out += sample.label.astype(np.int64)
-        elif sample.label is not None:
-            out[sample.label] += 1
-    return out if out.any() else None
 
 
 def _flow_sums(sample: Sample, told: Any) -> Array:
@@ -502,7 +473,10 @@ def _twins(dataset: Dataset) -> tuple[tuple[Twins, ...], int]:
     part = 10 if height * width > TWIN_PIXELS else 1
     most = {"train": TWINS["train"], "val": TWINS["val"], "test": TWINS["val"]}
     some = {name: _spread(ids, most[name] // part) for name, ids in dataset.splits.items()}
-    seen = look_at_all(replace(dataset, splits=some), threads=1)
+    # Validation and test together: what is in both of them was not trained on.
+    others = np.concatenate([ids for name, ids in some.items() if name != "train"])
+    both = {"train": some["train"], "others": others}
+    seen = look_at_all(replace(dataset, splits=both), threads=1)
     found = [*duplicates.exact(seen), *duplicates.near(seen)]
-    compared = sum(len(ids) for name, ids in some.items() if name != "train")
+    compared = len(others)
     return tuple(f for f in found if f.code.endswith("across-splits")), compared

@@ -107,8 +107,18 @@ def later(records: Records, after: int = 2) -> list[Row]:
 
 def full_rate(records: Records, row: Row) -> bool:
     """Whether the step's rate is at least a third of the highest: no warm-up, and not the end."""
-    rates = [r["lr"] for r in [*records.vitals, *records.of("train")] if r.get("lr")]
-    return bool(rates) and (row.get("lr") or 0.0) >= max(rates) / 3
+    return (row.get("lr") or 0.0) >= highest_rate(records) / 3
+
+
+def highest_rate(records: Records) -> float:
+    """What rows will say of the rate at its highest; a run may have been stopped before. They tell
+    the rate of the first parameters, those of the trunk."""
+    recipe = records.recipe
+    trunk = float(recipe.optimiser.trunk_lr) if recipe.weights is not None else 1.0
+    told = float(recipe.lr) * min(1.0, trunk)
+    seen = [r["lr"] for r in [*records.vitals, *records.of("train")] if r.get("lr")]
+    # Parts may have rates of their own; then what was seen is all that is known.
+    return max(seen, default=told) if recipe.optimiser.rates else max([told, *seen])
 
 
 def learning(records: Records) -> Series:

@@ -36,7 +36,8 @@ from vidi.types import Batch
 
 SAMPLES = 16
 FEW = 4
-"""Of the batch, at most so many; fewer where each has many boxes or pixels to be learned."""
+"""Samples of the batch, whatever the run's own has; fewer where each has many boxes or pixels to
+be learned."""
 STEPS = 300
 SECONDS = 180.0
 RATES = (3e-3, 3e-4)
@@ -128,9 +129,11 @@ class Overfit:
         }
 
     def lines(self) -> list[str]:
+        n, steps = len(self.keys), len(self.losses)
         return [
-            f"{self.run}: one batch of {len(self.keys)} training samples, {len(self.losses)} steps "
-            f"of Adam from fresh weights, {self.seconds:.0f} s ({self.ended})",
+            f"{self.run}: one batch of {n} training sample{'s' * (n != 1)}, {steps} "
+            f"step{'s' * (steps != 1)} of Adam from fresh weights, {self.seconds:.0f} s "
+            f"({self.ended})",
             *(f"  loss {k:<14} {a:.4g} → {b:.4g}" for k, (a, b) in self.terms.items()),
             f"  {self.metric:<19} {self.first:.4g} → {self.last:.4g}",
             *self.verdict,
@@ -241,7 +244,8 @@ def _one_batch(made: Prepared) -> Loader:
     kept = a.crop if a.crop in augment.OWN_SIZE else "whole" if a.crop == "zoom" else "resize"
     loader = copy.copy(train)
     few = made.description.recipe.task in (*DENSE, "detection")
-    count = min(FEW if few else SAMPLES, train.batch_size, len(train.ids))
+    # Not the run's batch: of a single sample the last bias alone can learn the answer.
+    count = min(FEW if few else SAMPLES, len(train.ids))
     loader.ids = np.unique(train.order(0)[:count] & INDEX)
     loader.batch_size = len(loader.ids)
     loader.balance, loader.failures = None, {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from vidi.doctor.finding import Finding, Severity
+from vidi.doctor.finding import STUCK, Finding, Severity
 from vidi.doctor.looking import Looked
 from vidi.doctor.records import Records
 
@@ -78,7 +78,7 @@ def statistics(records: Records, looked: Looked) -> list[Finding]:
             else "Let batch norms average faster (momentum 0.1), over larger batches, and do not "
             "put them into evaluation mode while weights still change.",
             command=records.again("--epochs 10") if early else None,
-            explains=("generalisation-gap", "underfitting") if sure and not early else (),
+            explains=("generalisation-gap", *STUCK) if sure else (),
         )
     ]
 

@@ -64,7 +64,8 @@ class Slice:
 
 @dataclass(frozen=True)
 class Slices:
-    """``metric`` of ``samples`` of a split, whole (``value``) and in parts, the worst first."""
+    """``metric`` of ``samples`` of a split, whole (``value``) and in parts, the worst first,
+    and last those without a value."""
 
     split: str
     metric: str
@@ -102,7 +103,10 @@ class Slices:
         if not said:
             out.append(f"None of {len(self.rows)} parts differs from the rest beyond chance.")
         else:
-            out.append(f"{len(said)} of {len(self.rows)} parts differ from the rest beyond chance:")
+            differ = "differs" if len(said) == 1 else "differ"
+            out.append(
+                f"{len(said)} of {len(self.rows)} parts {differ} from the rest beyond chance:"
+            )
         wide = max((len(f"{row.by} {row.name}") for row in said), default=0)
         for row in said:
             word = "worse " if self.worse(row) else "better"
@@ -112,7 +116,8 @@ class Slices:
             )
         few = sum(math.isnan(row.p) for row in self.rows)
         if few:
-            out.append(f"{few} parts have too few samples (under {FEWEST}) to say anything of.")
+            parts = "part has" if few == 1 else "parts have"
+            out.append(f"{few} {parts} too few samples (under {FEWEST}) to say anything of.")
         return out
 
 
@@ -160,7 +165,7 @@ def slices(made: Prepared, split: str | None = None) -> Slices:
     else:
         rows = _measured(task, meters, parts, classes, held)
     rows = judged(rows)
-    rows.sort(key=lambda row: row.value if not lower else -row.value)
+    rows.sort(key=lambda row: (math.isnan(row.value), -row.value if lower else row.value))
     return Slices(
         split=split,
         metric="map50" if made.description.recipe.task == "detection" else task.headline,

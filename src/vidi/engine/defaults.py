@@ -253,7 +253,8 @@ def for_model(
         epochs = float(max(3, min(most, round(affordable))))
         untold = recipe.length.steps is None and recipe.length.minutes is None
         if untold and recipe.task in TASK_MINUTES:
-            minutes = GPU_MINUTES if gpu else TASK_MINUTES[recipe.task]
+            # For each member of an ensemble as much.
+            minutes = recipe.members * (GPU_MINUTES if gpu else TASK_MINUTES[recipe.task])
             when = replace(when, minutes=minutes)
             notes.append(f"length: {minutes:g} minutes, without the last evaluation")
         elif untold:

@@ -336,7 +336,11 @@ def prepare(
     }
     plain = loaders.pop("train")
     work = macs * train.batch_size / distributed.world()
-    if saved is None and recipe.lr == "find":
+    if recipe.lr == "find" and recipe.probe:  # a probe has no rate
+        usual = defaults.usual_lr(recipe, one, recipe.optimiser.name)
+        recipe = dataclasses.replace(recipe, lr=usual)
+    swept = saved is None and recipe.lr == "find"
+    if swept:
         with device.threads_for(work):
             lr, sentence = _found_lr(
                 model, task, train, compute, recipe, is_head, train_mode, asked=asked_for_lr
@@ -358,6 +362,8 @@ def prepare(
             "loss": address(loss),
             "palette": None if dataset.palette is None else dataset.palette.tolist(),
             "head": sorted(n for n, _ in model.named_parameters() if is_head(n)),
+            # What comes of it may be another rate for every seed.
+            "asked": {"lr": "find"} if swept else {},
         },
         command=command(),
         versions=versions(),

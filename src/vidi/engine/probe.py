@@ -119,6 +119,10 @@ class Probe:
         )
 
 
+MOST = 10_000
+"""Features. Time goes with their third power; this many take minutes."""
+
+
 def settled(recipe: Recipe, task: str, loss: Any) -> Recipe:
     """The recipe of one pass. Raises :class:`InputError` for what a probe cannot do."""
     if task not in ("classification", "multilabel"):
@@ -130,6 +134,7 @@ def settled(recipe: Recipe, task: str, loss: Any) -> Recipe:
     given = {
         f"--data.balance {recipe.data.balance}": recipe.data.balance != "none",
         f"--members {recipe.members}": recipe.members > 1,
+        "--lr find": recipe.lr == "find",
         "a length": recipe.epochs not in ("auto", 1.0) or bool(length.steps or length.minutes),
         "a loss of your own": loss is not None,
     }
@@ -188,11 +193,20 @@ def probe(made: Prepared, weights: Sequence[float] | None = None) -> Probe:
     by their squared error; where an image may have several labels, by that alone.
 
     Raises :class:`InputError` for a network whose output is not that of a linear layer with a bias,
-    and for images that cannot be read.
+    for more than :data:`MOST` features, and for images that cannot be read.
     """
     assert weights is None or min(weights) > 0
     began = time.perf_counter()
     name, head = output_layer(made)
+    if head.in_features > MOST:
+        # The products of all pairs, and twice that while their eigenvectors are found.
+        memory = 3 * 8 * head.in_features**2
+        raise InputError(
+            f"The last layer, {name}, is given {head.in_features:,} features, and --probe would "
+            f"need {memory / 1e9:.1f} GB for the products of all pairs; it takes {MOST:,} at most. "
+            "Leave out --probe and train that layer by gradient descent, with --freeze for all "
+            "others."
+        )
     ridge = Ridge(head.in_features, head.out_features)
     for features, targets in _described(made, made.plain, head):
         ridge.add(features.float().cpu().numpy(), targets)
@@ -306,8 +320,6 @@ def _judged(
     """Of validation, for each layer, in the very arithmetic in which it will be used: the share
     that is right and the squared error, [L] each; and the cross-entropy for each scale of the
     logits, [L, S]."""
-    from scipy.special import logsumexp
-
     several = made.description.recipe.task == "multilabel"
     right, error = np.zeros(len(layers)), np.zeros(len(layers))
     entropy, count = np.zeros((len(layers), len(SCALES))), 0
@@ -323,17 +335,33 @@ def _judged(
                 right[k] += ((out >= 0) == (targets > 0)).mean(1).sum()
             else:
                 right[k] += (out.argmax(1) == targets.argmax(1)).sum()
-            for s, scale in enumerate(SCALES):
-                logits = scale * out
-                if several:
-                    each = np.logaddexp(0, logits) - targets * logits
-                    entropy[k, s] += each.mean(1).sum()
-                else:
-                    entropy[k, s] += (logsumexp(logits, axis=1) - (targets * logits).sum(1)).sum()
+            entropy[k] += _entropies(out, targets, several=several)
     parts = distributed.gathered((right, error, entropy, count))
     right, error, entropy, count = (sum(part) for part in zip(*parts, strict=True))
     n = max(1, count)
     return right / n, error / n, entropy / n
+
+
+def _entropies(out: Array, targets: Array, *, several: bool) -> Array:
+    """The cross-entropy for each scale of the outputs, float64 [B, K]: a sum over images, [S]."""
+    if several:
+        logits = torch.tensor(SCALES, dtype=torch.float64)[:, None, None] * torch.from_numpy(out)
+        each = nn.functional.binary_cross_entropy_with_logits(
+            logits, torch.from_numpy(targets).expand_as(logits), reduction="none"
+        )
+        found: Array = each.mean(2).sum(1).numpy()
+        return found
+    top = out.max(1, keepdims=True)
+    below = out - top
+    # Every other scale is twice as large, and the square of e^x is e^2x, which is sooner there.
+    powers = [np.exp(scale * below) for scale in SCALES[:2]]
+    sums = np.empty((len(SCALES), len(out)))
+    for s in range(len(SCALES)):
+        sums[s] = powers[s % 2].sum(1)
+        np.square(powers[s % 2], out=powers[s % 2])
+    scales = np.array(SCALES)
+    entropy: Array = np.log(sums).sum(1) + scales * (top.sum() - (targets * out).sum())
+    return entropy
 
 
 def _stop_on(failures: dict[str, str], made: Prepared) -> None:

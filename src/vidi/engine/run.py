@@ -144,7 +144,7 @@ class RunDirectory:
     def append(self, name: str = METRICS, /, **row: Any) -> None:
         """Add a row to metrics.jsonl, or to another such file."""
         path = self.path / name
-        line = json.dumps(_plain(row)) + "\n"
+        line = json.dumps(plain(row)) + "\n"
         try:
             with open(path, "ab+") as file:
                 # A killed process may have left half a line: end it, so that only it is lost.
@@ -155,7 +155,7 @@ class RunDirectory:
             raise RunError(f"{path} could not be written: {error.strerror or error}.") from error
 
     def write_evaluation(self, body: dict[str, Any]) -> None:
-        self._write_json("evaluation.json", _plain(body))
+        self._write_json("evaluation.json", plain(body))
 
     def read_evaluation(self) -> dict[str, Any]:
         path = self.path / "evaluation.json"
@@ -266,12 +266,12 @@ def _git_revision(folder: Path) -> str | None:
     return None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no infinity and no NaN: they become null."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -242,7 +242,11 @@ def fit(
                         break
                     optimisers.set_rate(optimiser, _rate(recipe, at, warmup))
                     look = None
-                    if recipe.logging.vitals and vitals.due(at.step + 1):
+                    if (
+                        recipe.logging.vitals
+                        and distributed.is_writer()
+                        and vitals.due(at.step + 1)
+                    ):
                         look = vitals.Look(members[0], activations=not recipe.compile)
                     with look.listening() if look else contextlib.nullcontext():
                         losses = _backward(

@@ -22,7 +22,12 @@ EVERY = 50
 """Steps between two looks; twice as many each time that the run is twice as long as ``DENSE``."""
 DENSE = 2500
 LOOKED = 1 << 16
-"""Values of a layer's output that are looked at, or those of one sample, if it has more."""
+"""Values of a layer's output that are looked at, about."""
+SAMPLES = 8
+"""Of maps at least so many samples are looked at; of large ones only some rows and columns, then.
+"""
+UNITS = 256
+"""Output units that are compared with each other."""
 FEWEST = 8
 """Values of a channel by which it can be told to be dead."""
 
@@ -52,14 +57,16 @@ def read_vitals(run: Path) -> list[dict[str, Any]]:
     ``losses``: the mean of each of the task's losses.
     ``input``: what the first layer with weights was given: its name, mean, deviation, range.
     ``layers``: of each layer without parts, in the order of the forward pass: the mean, deviation
-    and share of zeros of what it gave (of some samples of the batch); ``dead``: the share of its
-    channels that are zero throughout; ``saturated``: the share within a hundredth of a bound, where
+    and share of zeros of what it gave (of some samples of the batch, and of large maps of rows and
+    columns at equal distances); ``dead``: the share of its channels that are zero throughout these;
+    ``saturated``: the share within a hundredth of a bound, where
     there are two; ``input_zero`` and ``input_dead``: of what a layer with weights was given.
     ``parameters``: the norms of each, of its gradient (before clipping; null where it got none) and
     of its update, and its ``spread``: how far its output units differ from their mean, relative to
     the norm.
     ``frozen``: those that ask for no gradient. ``norms``: batch norms, those of them that do not
     look at the batch, and the fewest values that one averages over. ``signs``: the task's own.
+    Of an ensemble the losses are means over all members, and the rest is the first one's.
     """
     rows = read_rows(Path(run) / FILE)
     return [row for row in rows if row["event"] == "vitals"]
@@ -77,12 +84,12 @@ class Look:
         self._input: dict[str, Any] | None = None
         self._fewest: int | None = None
         self._norms: dict[str, list[Tensor]] = {}
-        self._norms_of_layers = [
+        self._batch_norms = [
             (name, module)
             for name, module in network.named_modules()
             if isinstance(module, nn.modules.batchnorm._BatchNorm)
         ]
-        self._evaluating = [name for name, module in self._norms_of_layers if not module.training]
+        self._evaluating = [name for name, module in self._batch_norms if not module.training]
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -137,7 +144,7 @@ class Look:
             },
             "frozen": [n for n, p in self._named.items() if not p.requires_grad],
             "norms": {
-                "layers": len(self._norms_of_layers),
+                "layers": len(self._batch_norms),
                 "evaluating": self._evaluating,
                 "fewest": self._fewest,
             },
@@ -149,64 +156,85 @@ class Look:
             if name in self._seen:  # a layer that is used twice, or a later part of the batch
                 return
             came = given[0] if given and isinstance(given[0], Tensor) else None
+            if came is not None and not came.numel():  # such as of regions where there are none
+                return
+            kind = type(module).__name__
             sides = [p.ndim for p in module.parameters(recurse=False)]
             if sides and self._input is None and came is not None:
-                self._input = _of_input(name, came)
+                self._input = _of_input(name, _some(came, kind))
             norm = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
             if norm and came is not None:
                 values = came.numel() // max(1, came.shape[1])
                 self._fewest = min(values, self._fewest or values)
             if not isinstance(output, Tensor) or not output.is_floating_point():
                 return
-            kind = type(module).__name__
-            found: dict[str, Any] = {"kind": kind, **_of_output(output)}
-            found["saturated"] = _saturated(output, *BOUNDS[kind]) if kind in BOUNDS else None
+            if not output.numel():
+                return
+            some = _some(output, kind)
+            found: dict[str, Any] = {"kind": kind, **_of_output(some, kind)}
+            found["saturated"] = _saturated(some, *BOUNDS[kind]) if kind in BOUNDS else None
             zero, dead = None, None
             if came is not None and max(sides, default=0) >= 2:
-                zero, dead = _zeros(_some(came))
+                zero, dead = _zeros(_some(came, kind), kind)
             self._seen[name] = {**found, "input_zero": zero, "input_dead": dead}
 
         return hook
 
 
-def _some(values: Tensor) -> Tensor:
-    """The first samples, as many as are looked at."""
+def _some(values: Tensor, kind: str) -> Tensor:
+    """What is looked at: the first samples; of maps that are large some rows and columns, at equal
+    distances, rather than few samples."""
     values = values.detach()
     if values.ndim == 0:
         return values[None, None]
     per_sample = max(1, values[0].numel() if len(values) else 1)
-    return values[: max(1, LOOKED // per_sample)]
+    some = values[: max(1 if values.ndim < 3 else SAMPLES, LOOKED // per_sample)]
+    if values.ndim < 3 or some.numel() <= LOOKED:
+        return some
+    places = [d for d in range(1, values.ndim) if d != _side(values, kind)]
+    for n, d in enumerate(sorted(places, key=lambda d: values.shape[d])):
+        every = math.ceil((some.numel() / LOOKED) ** (1 / (len(places) - n)))
+        # From the middle of the first stretch on: the border sees padding.
+        some = some[(slice(None),) * d + (slice(min(every, some.shape[d]) // 2, None, every),)]
+    return some
 
 
-def _of_output(output: Tensor) -> dict[str, Any]:
-    some = _some(output)
+def _side(values: Tensor, kind: str) -> int:
+    """The side of the channels: the second, of sequences [B, N, C] and what is fully connected the
+    last."""
+    if kind in ("Linear", "LayerNorm"):
+        return values.ndim - 1
+    return 2 if values.ndim == 3 and kind not in ("Conv1d", "BatchNorm1d") else 1
+
+
+def _of_output(some: Tensor, kind: str) -> dict[str, Any]:
     std, mean = torch.std_mean(some.float(), correction=0)
-    zero, dead = _zeros(some)
+    zero, dead = _zeros(some, kind)
     return {"mean": mean, "std": std, "zero": zero, "dead": dead}
 
 
-def _of_input(name: str, given: Tensor) -> dict[str, Any]:
-    some = _some(given).float()
+def _of_input(name: str, some: Tensor) -> dict[str, Any]:
+    some = some.float()
     std, mean = torch.std_mean(some, correction=0)
     return {"layer": name, "mean": mean, "std": std, "least": some.amin(), "most": some.amax()}
 
 
-def _zeros(values: Tensor) -> tuple[Tensor, Tensor | None]:
+def _zeros(values: Tensor, kind: str) -> tuple[Tensor, Tensor | None]:
     """(share of zeros, share of channels that are zero throughout: None where too little of each
-    was seen). Channels lie along the second side, of sequences [B, N, C] along the last."""
+    was seen)."""
     filled = values != 0
     zero = 1 - filled.float().mean()
     if values.ndim < 2:
         return zero, None
-    side = 2 if values.ndim == 3 else 1
+    side = _side(values, kind)
     if values.numel() // max(1, values.shape[side]) < FEWEST:
         return zero, None
     others = [d for d in range(values.ndim) if d != side]
     return zero, 1 - filled.sum(others).bool().float().mean()
 
 
-def _saturated(output: Tensor, low: float, high: float) -> Tensor:
-    some, margin = _some(output).float(), (high - low) / 100
+def _saturated(some: Tensor, low: float, high: float) -> Tensor:
+    some, margin = some.float(), (high - low) / 100
     return ((some < low + margin) | (some > high - margin)).float().mean()
 
 
@@ -215,11 +243,11 @@ def _norms_of(tensors: list[Any]) -> list[Tensor]:
 
 
 def _spread(weight: Tensor) -> Tensor | None:
-    """0 where all output units have the same weights; None for what is no matrix, or of one unit,
-    or zero."""
+    """0 where all output units have the same weights; NaN where they are zero, None for what is no
+    matrix, or of one unit."""
     if weight.ndim < 2 or len(weight) < 2:
         return None
-    rows = weight.flatten(1).float()
+    rows = weight[:UNITS].flatten(1).float()
     spread: Tensor = (rows - rows.mean(0)).norm() / rows.norm()
     return spread
 

@@ -13,6 +13,7 @@ the module in whose forward pass it was made.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import copy
 import inspect
 import time
@@ -34,12 +35,14 @@ ROUNDS = 7
 """Times that forward and backward are timed, at most; the least is told, since whatever else runs
 only adds to it."""
 SECONDS = 6.0
-"""They end sooner after so long, after the first two."""
+"""They end sooner after so long, after two; after one where that took twice as long."""
 LITTLE = 0.01
 """A module that does nothing but run others is a row if it takes this share of the time."""
-HEAVY = 2e12
-"""Multiply-adds of a batch's forward pass, from which on nothing is timed: half a minute of one
-core, and three times that with the backward pass."""
+HEAVY = 2e11
+"""Multiply-adds of a batch's forward pass, from which on nothing is timed on a CPU: three seconds
+of one core, three times that with the backward pass, and a round has both twice."""
+SWIFT = 10
+"""Elsewhere this many times as many are timed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,8 @@ class Profile:
     forward: float | None
     """Seconds of the whole, timed without a look inside."""
     backward: float | None
+    untimed: str | None = None
+    """Why it was not timed, a sentence; None where it was, or was not to be."""
 
     @property
     def parameters(self) -> int:
@@ -132,14 +137,15 @@ def named(
 ) -> tuple[nn.Module, int]:
     """(the network called ``name``, the side of its images in pixels), freshly built.
 
-    ``classes``, ``image_size``: its own by default. They and ``options`` are passed if the builder
-    takes them. Raises InputError for an unknown name, and where the network cannot be built so.
+    ``classes``, ``image_size``: its own by default. They are passed if the builder takes them,
+    ``options`` only if it names them, for it may take ``**kwargs`` and yet not know those. Raises
+    InputError for an unknown name, and where the network cannot be built so.
     """
     builder = models.find(name)
-    taken = inspect.signature(builder).parameters
-    all_ = any(p.kind is p.VAR_KEYWORD for p in taken.values())
-    given = {"num_classes": classes, "image_size": image_size} | options
-    known = {k: v for k, v in given.items() if v is not None and (k in taken or all_)}
+    named_ = inspect.signature(builder).parameters
+    given = {"num_classes": classes, "image_size": image_size}
+    known = {k: v for k, v in given.items() if v is not None and takes(builder, k)}
+    known |= {k: v for k, v in options.items() if k in named_}
     try:
         network = builder(**known)
     except (TypeError, ValueError) as error:
@@ -150,6 +156,12 @@ def named(
             f"{name} should return a torch.nn.Module; it gave {type(network).__name__}."
         )
     return network, image_size or int(getattr(network, "image_size", 224))
+
+
+def takes(builder: Callable[..., Any], name: str) -> bool:
+    """Whether an argument of that name can be passed."""
+    taken = inspect.signature(builder).parameters
+    return name in taken or any(p.kind is p.VAR_KEYWORD for p in taken.values())
 
 
 def profile(
@@ -166,7 +178,7 @@ def profile(
 
     ``regions``: what a detector is asked about in each image; as
     :func:`vidi.models.count.proposed` has it. ``device``: where it is timed, its own by default.
-    ``timed``: whether it is; not above :data:`HEAVY`.
+    ``timed``: whether it is; not above :data:`HEAVY`, nor where there is no backward pass.
 
     Raises InputError for images that it cannot take.
     """
@@ -174,12 +186,19 @@ def profile(
     if detects and regions is None:
         regions = count.proposed(network)
     run = _Run(image_size, 2 if getattr(network, "task", "") == "flow" else 1, regions)
-    shadow = _shadow(network, run)
+    shadow = _shadow(network, run, batch)
     costs, seen = _costs(shadow, run)
-    kept = _kept(shadow, run, batch)
+    kept, learns = _kept(shadow, run, batch)
     where = device or tracing.device_of(network)
-    times = None
-    if timed and sum(costs.values()) * batch <= HEAVY:
+    times, untimed = None, None
+    if timed and not learns:
+        untimed = "no output hangs on a parameter that learns, so there is no backward pass."
+    elif timed and sum(costs.values()) * batch > HEAVY * (1 if where.type == "cpu" else SWIFT):
+        untimed = (
+            "that would take minutes. Ask for fewer pixels (--image-size) or regions (--regions), "
+            "or a smaller batch."
+        )
+    elif timed:
         own = tracing.copied(network, lambda tensor: _copy(tensor, where))
         times = _times(own, run, batch)
     modules = dict(network.named_modules())
@@ -210,6 +229,7 @@ def profile(
         layers=tuple(layers),
         forward=None if times is None else times.forward,
         backward=None if times is None else times.backward,
+        untimed=None if untimed is None else f"Not timed: {untimed}",
     )
 
 
@@ -251,12 +271,16 @@ def _tensors(output: Any) -> Iterator[Tensor]:
             yield from _tensors(one)
 
 
-def _shadow(network: nn.Module, run: _Run) -> nn.Module:
-    """A copy without contents, or with them where the network looks at values."""
+def _shadow(network: nn.Module, run: _Run, batch: int) -> nn.Module:
+    """A copy without contents, or with them where the network looks at values, be it in training
+    alone."""
     shadow = tracing.copied(network, lambda tensor: _copy(tensor, torch.device("meta"))).eval()
     try:
         with torch.no_grad():
             run(shadow, 1)
+            # A batch norm that is given too little says so when its turn comes.
+            with contextlib.suppress(ValueError):
+                run(shadow.train(), batch)
     except Exception:
         shadow = copy.deepcopy(network).eval()
         try:
@@ -344,8 +368,9 @@ def _costs(shadow: nn.Module, run: _Run) -> tuple[dict[str, int], _Seen]:
     return {name: int(value) // 2 for name, value in flops.items()}, seen
 
 
-def _kept(shadow: nn.Module, run: _Run, batch: int) -> dict[str, int]:
-    """Bytes that training keeps for the backward pass, by the module that first does."""
+def _kept(shadow: nn.Module, run: _Run, batch: int) -> tuple[dict[str, int], bool]:
+    """Bytes that training keeps for the backward pass, by the module that first does; and whether
+    there is such a pass."""
     learned = {p.untyped_storage()._cdata for p in (*shadow.parameters(), *shadow.buffers())}
     known: dict[int, Tensor] = {}
     total = 0
@@ -364,13 +389,13 @@ def _kept(shadow: nn.Module, run: _Run, batch: int) -> dict[str, int]:
         _Gauge(shadow.train(), lambda: total) as kept,
     ):
         try:
-            run(shadow, batch)
+            learns = any(output.requires_grad for output in run(shadow, batch))
         except ValueError as error:  # a batch norm that sees one value of each channel
             raise InputError(
                 f"{type(shadow).__name__} cannot be trained on {batch} of {run.side} × {run.side} "
                 f"pixels: {error}. Give a larger --batch-size or --image-size."
             ) from error
-    return {name: int(value) for name, value in kept.items()}
+    return {name: int(value) for name, value in kept.items()}, learns
 
 
 def _now(device: torch.device) -> float:
@@ -421,10 +446,11 @@ def _times(network: nn.Module, run: _Run, batch: int) -> _Times:
 
 
 def _rounds() -> Iterator[int]:
-    """One to warm up, and two at least to time."""
+    """One to warm up, and two at least to time; of slow ones, one."""
     began = time.perf_counter()
     for i in range(1 + ROUNDS):
-        if i > 2 and time.perf_counter() - began > SECONDS:
+        spent = time.perf_counter() - began
+        if (i > 2 and spent > SECONDS) or (i == 2 and spent > 2 * SECONDS):
             return
         yield i
 

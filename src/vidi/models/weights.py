@@ -225,6 +225,11 @@ def _load(
     model: nn.Module, state: dict[str, Tensor], origin: str, model_name: str, num_classes: int
 ) -> WeightsReport:
     own = model.state_dict()
+    if state and all(name.startswith("members.") for name in state):
+        raise InputError(
+            f"{origin} holds the networks of an ensemble, and {model_name} is one network. Name a "
+            "run of a single one."
+        )
     missing = [
         # Files older than PyTorch 0.4.1 do not count batches, and nothing needs the count.
         name

@@ -41,8 +41,14 @@ NO_EFFECT = (
 )
 """Fields, by the start of their names, that do not part runs into groups: they change no result, or
 only where it is computed."""
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-"""Tensors beside the parameters, by the end of their names."""
+BUFFERS = {
+    *("running_mean", "running_var", "num_batches_tracked"),
+    *("delta_mean", "delta_std", "sides", "finished"),  # the detectors'
+}
+"""Tensors beside the parameters, by the last word of their names."""
+LENGTHS = ("length.minutes", "length.steps", "epochs")
+"""Fields that say how long a run is; the first that is set counts."""
+UNKNOWN = "not known yet"
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +144,7 @@ class Comparison:
     verdicts: tuple[Verdict, ...]
     notes: tuple[str, ...]
     commands: tuple[str, ...]
-    """What trains another seed, of each group that has one only."""
+    """What trains another seed, of each group that was trained and has one only."""
 
     @property
     def sentences(self) -> list[str]:
@@ -150,8 +156,9 @@ class Comparison:
         single = [group.letter for group in self.groups if len(group.counted) == 1]
         told = [one.sentence for one in said if one.method is not None]
         if single:
-            many = " and ".join(filter(None, [", ".join(single[:-1]), single[-1]]))
-            told.append(f"With one seed of {many} nothing can be said of their differences.")
+            told.append(
+                f"With one seed of {_listed(single)} nothing can be said of their differences."
+            )
         return told
 
     def as_json(self) -> dict[str, Any]:
@@ -236,6 +243,7 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
                 f"{repeat.name} has all of {first.name}, the seed too, {same}; it is left out of "
                 "the spread."
             )
+    notes += _precision_notes(groups)
     names = list(dict.fromkeys((s, m) for r in found for s in r.metrics for m in r.metrics[s]))
     spreads: dict[tuple[str, str], dict[str, Spread]] = {}
     for split, metric in names:
@@ -263,7 +271,11 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
         spreads=spreads,
         verdicts=tuple(verdicts),
         notes=tuple(notes),
-        commands=tuple(_another_seed(g) for g in groups if pairs and len(g.counted) == 1),
+        commands=tuple(
+            _another_seed(group)
+            for group in groups
+            if pairs and len(group.counted) == 1 and _is_trained(group.runs[0])
+        ),
     )
 
 
@@ -316,6 +328,8 @@ def _unfinished(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "nothing is recorded in it"
     for row in reversed(rows):
+        if row["event"] == "resume":
+            break  # what was before that is past
         if row["event"] == "stopped":
             return str(row["why"]).rstrip(".")
         if row["event"] == "interrupted":
@@ -345,7 +359,7 @@ def _parameters(best: Path) -> int | None:
     return sum(
         int(math.prod(tensor["shape"]))
         for name, tensor in header.items()
-        if name != "__metadata__" and not name.endswith(BUFFERS)
+        if name != "__metadata__" and name.rpartition(".")[2] not in BUFFERS
     )
 
 
@@ -353,38 +367,44 @@ def _parameters(best: Path) -> int | None:
 
 
 def _groups(runs: Sequence[ComparedRun]) -> list[Group]:
-    members: dict[str, list[ComparedRun]] = {}
-    for run in runs:
-        members.setdefault(_same_but_seed(run, exactly=False), []).append(run)
-    # With one seed there is one split, so other samples are other data.
     parted: list[list[ComparedRun]] = []
-    for some in members.values():
-        if _is_ambiguous(some):
-            by_data: dict[str, list[ComparedRun]] = {}
-            for run in some:
-                by_data.setdefault(_same_but_seed(run, exactly=True), []).append(run)
-            parted += by_data.values()
-        else:
-            parted.append(some)
+    for alike in _by(runs, map(_same_but_seed, runs)):
+        # A run without weights yet goes with the first that has some.
+        known = next((run.parameters for run in alike if run.parameters is not None), None)
+        for some in _by(alike, (run.parameters or known for run in alike)):
+            # With one seed there is one split, so other samples are other data.
+            parted += _by(some, map(_print_of, some)) if _is_ambiguous(some) else [some]
     parted.sort(key=lambda some: runs.index(some[0]))
     return [Group(_letter(k), tuple(some), _repeats(some)) for k, some in enumerate(parted)]
 
 
-def _same_but_seed(run: ComparedRun, *, exactly: bool) -> str:
-    """What runs of one group have in common. ``exactly``: the fingerprint too, which may hang on
-    the seed."""
+def _by(runs: Sequence[ComparedRun], keys: Iterable[object]) -> list[list[ComparedRun]]:
+    parted: dict[object, list[ComparedRun]] = {}
+    for run, key in zip(runs, keys, strict=True):
+        parted.setdefault(key, []).append(run)
+    return [*parted.values()]
+
+
+def _same_but_seed(run: ComparedRun, but: Sequence[str] = ("seed",)) -> str:
+    """What runs of one group have in common, as their folders have it from the start. A rate that
+    was found hangs on the seed; that it was to be found does not."""
     told = run.description
-    fields = [
-        (name, value)
+    fields = {
+        name: value
         for name, value, _ in flat(told.recipe)
-        if name != "seed" and not name.startswith(NO_EFFECT)
-    ]
+        if name not in but and not name.startswith(NO_EFFECT)
+    }
+    if _is_rate_found(run):
+        fields["lr"] = "find"
     data = {
         k: told.data.get(k)
         for k in ("root", "format", "samples", "left_out", "loss", "svd", "members")
     }
-    prints = _print_of(run) if exactly else None
-    return json.dumps([fields, told.classes, data, prints, run.parameters], sort_keys=True)
+    return json.dumps([fields, told.classes, data], sort_keys=True)
+
+
+def _is_rate_found(run: ComparedRun) -> bool:
+    return bool(run.description.data.get("asked", {}).get("lr") == "find")
 
 
 def _print_of(run: ComparedRun) -> str:
@@ -416,7 +436,8 @@ def _letter(k: int) -> str:
 
 def _differences(groups: Sequence[Group]) -> list[Difference]:
     """Row by row, what is not one and the same in all runs; the seed's part is left out."""
-    runs = [run for group in groups for run in group.runs]
+    each = [(group, run) for group in groups for run in group.runs]
+    runs = [run for _, run in each]
     table: list[tuple[Any, str, dict[int, str]]] = []
 
     def row(kind: str, name: str, values: Iterable[Any]) -> None:
@@ -425,7 +446,9 @@ def _differences(groups: Sequence[Group]) -> list[Difference]:
     recipes = [{name: value for name, value, _ in flat(run.description.recipe)} for run in runs]
     detects = runs[0].description.recipe.task == "detection"
     for name in recipes[0]:
-        if name != "seed" and (detects or not name.startswith("detection.")):
+        if name == "lr":
+            row("recipe", name, (_rate(group) or run.description.recipe.lr for group, run in each))
+        elif name != "seed" and (detects or not name.startswith("detection.")):
             row("recipe", name, (recipe[name] for recipe in recipes))
     data = [run.description.data for run in runs]
     for name in ("root", "format"):
@@ -437,7 +460,7 @@ def _differences(groups: Sequence[Group]) -> list[Difference]:
         row("data", f"samples of {split}", (one["samples"].get(split, 0) for one in data))
     row("data", "left out", (len(one["left_out"]) for one in data))
     row("data", "classes", (_classes(run.description.classes) for run in runs))
-    row("network", "parameters", (run.parameters for run in runs))
+    row("network", "parameters", (run.parameters or UNKNOWN for run in runs))
     row("network", "loss", (one.get("loss") or "the task's" for one in data))
     versions = [run.description.versions or {} for run in runs]
     for name in dict.fromkeys(v for one in versions for v in one):
@@ -446,14 +469,45 @@ def _differences(groups: Sequence[Group]) -> list[Difference]:
         Difference(
             kind,
             name,
-            {
-                g.letter: " / ".join(dict.fromkeys(values[id(run)] for run in g.runs))
-                for g in groups
-            },
+            {g.letter: _together(values[id(run)] for run in g.runs) for g in groups},
         )
         for kind, name, values in table
-        if len(set(values.values())) > 1
+        if len({*values.values()} - {UNKNOWN}) > 1
     ]
+
+
+def _together(words: Iterable[str]) -> str:
+    return " / ".join(dict.fromkeys(word for word in words if word != UNKNOWN)) or UNKNOWN
+
+
+def _rate(group: Group) -> str | None:
+    """The rates that were found for a group's runs; None where one was given."""
+    if not _is_rate_found(group.runs[0]):
+        return None
+    rates = [float(run.description.recipe.lr) for run in group.runs]
+    ends = dict.fromkeys(map(_word, (min(rates), max(rates))))
+    return f"{' to '.join(ends)} (found)"
+
+
+def _precision_notes(groups: Sequence[Group]) -> list[str]:
+    """auto times the precisions, and may choose otherwise for the next seed."""
+    letters = {id(group.runs[0]): group.letter for group in groups}
+    notes = []
+    firsts = [group.runs[0] for group in groups]
+    for alike in _by(firsts, [_same_but_seed(run, ("seed", "precision")) for run in firsts]):
+        chosen = {letters[id(run)]: run.description.recipe.precision for run in alike}
+        if len(set(chosen.values())) > 1:
+            notes.append(
+                f"{_listed(chosen)} differ in precision alone ({', '.join(chosen.values())}), "
+                "which auto chooses by timing: trained with one named (--precision fp32), their "
+                "seeds would be one group."
+            )
+    return notes
+
+
+def _listed(words: Iterable[str]) -> str:
+    *some, last = words
+    return f"{', '.join(some)} and {last}" if some else last
 
 
 def _classes(classes: Sequence[str]) -> str:
@@ -583,6 +637,11 @@ def _sentence(it: Verdict) -> str:
     return f"{what}: {said} {size:.4f} (95 % interval {low:.4f} to {high:.4f}; {how})."
 
 
+def _is_trained(run: ComparedRun) -> bool:
+    """Not made of finished runs (an ensemble, compressed weights), which no training gives."""
+    return not any(run.description.data.get(made) for made in ("members", "svd"))
+
+
 def _another_seed(group: Group) -> str:
     """What trains one more run of the group, with the least seed that it has not."""
     run = group.runs[0]
@@ -591,15 +650,23 @@ def _another_seed(group: Group) -> str:
     run_path = f"{run.path}-seed{seed}"
     if words[:2] not in (["vidi", "train"], ["__main__.py", "train"]):
         return f"vidi.train(…, seed={seed}, run={run_path!r})"  # it was trained from Python
+    changed = {"--seed", "--run", "--run-dir"}
+    length: list[str] = []
+    if any(row["event"] == "resume" for row in run.rows):
+        # Who resumes may have changed the length, and the command is the first one.
+        changed.update(f"--{name}" for name in LENGTHS)
+        fields = {name: value for name, value, _ in flat(run.description.recipe)}
+        field = next(name for name in LENGTHS if fields[name] is not None)
+        length = [f"--{field}", f"{fields[field]:.12g}"]
     kept, rest = ["vidi", "train"], iter(words[2:])
     for word in rest:
         name, equals, _ = word.partition("=")
-        if name in ("--seed", "--run", "--run-dir"):
+        if name in changed:
             if not equals:
                 next(rest, None)
         elif word != "--resume":
             kept.append(word)
-    return shlex.join([*kept, "--seed", str(seed), "--run", run_path])
+    return shlex.join([*kept, *length, "--seed", str(seed), "--run", run_path])
 
 
 def _number(value: float) -> float | None:
