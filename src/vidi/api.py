@@ -728,8 +728,8 @@ def _seen(models: Sequence[Model]) -> tuple[dict[str, str], list[str]]:
             held, learned = _keys(first), _keys(one)["train"]
         except InputError as error:
             notes.append(
-                f"Whether {one.path} was trained on samples that the ensemble is measured on cannot "
-                f"be told: {error}"
+                f"Whether {one.path} was trained on samples that the ensemble is measured on "
+                f"cannot be told: {error}"
             )
             continue
         for split, keys in held.items():
