@@ -18,6 +18,11 @@ from vidi.data.open import open_data
 Vidi = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The README's commands take longest by far: first, so that no worker ends with them alone."""
+    items.sort(key=lambda item: item.name != "test_the_commands_work")
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or fills the user's cache of decoded images, nor knows of a torchrun."""
