@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vidi import studies
@@ -153,6 +154,16 @@ def test_full_keeps_its_state_where_it_is_found_again(
     for words in (("--full",), ("--full",), ()):
         ask("study", "polynomials", *words)
     assert [how["folder"] for how in told] == [Path("studies/polynomials-full")] * 2 + [None]
+
+
+def test_what_numpy_says_goes_into_the_json(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vidi.studies import polynomials
+
+    told = studies.Measured("so many", np.float64(3), "3", np.bool_(True))  # type: ignore[arg-type]
+    monkeypatch.setattr(polynomials, "run", lambda **how: studies.Study((told,)))
+    code, said, _ = ask("study", "polynomials", "--json")
+    assert code == 0
+    assert json.loads(said)["measured"][0]["holds"] is True
 
 
 def test_they_are_listed_by_claim(ask: Ask) -> None:

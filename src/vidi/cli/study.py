@@ -193,14 +193,14 @@ def _object(done: Done, pictures: Sequence[str]) -> dict[str, Any]:
         "study": done.name,
         "claim": done.claim,
         "title": done.title,
-        "holds": done.study.holds,
+        "holds": bool(done.study.holds),
         "seconds": done.seconds,
         "measured": [
             {
                 "what": one.what,
                 "value": _plain(one.value),
                 "expected": one.expected,
-                "holds": one.holds,
+                "holds": bool(one.holds),
             }
             for one in done.study.measured
         ],
