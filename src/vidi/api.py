@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import inspect
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +76,8 @@ from vidi.report import progress as report
 from vidi.tasks import multilabel
 from vidi.types import Array, Detections, Notes
 
+WATCHING = 0.01
+"""The share of training's time in which the doctor may look at it."""
 DRAWN = 6
 """Samples whose predictions are drawn into a run."""
 
@@ -251,6 +254,7 @@ def train(
             directory.write_description(made.description)
         display.note(f"run: {directory.path}")
         stack.enter_context(device.threads_for(made.work))
+        watch = _watcher(directory, made.description.recipe, display)
         if wanted.probe:
             outcome = probe.fit(directory, made, display)
         else:
@@ -266,8 +270,9 @@ def train(
                 train_mode=made.train_mode,
                 progress=display,
                 state=state,
-                watch=_watcher(directory, made.description.recipe, display),
+                watch=watch,
             )
+        watch(last=True)
         distributed.gathered(None)  # every process waits for the best weights to be written
         if not outcome.interrupted:
             outcome.interrupted = finish.finish(directory, made, display)
@@ -835,11 +840,21 @@ def _opened(data: Any, recipe: Recipe) -> Dataset:
     )
 
 
-def _watcher(directory: RunDirectory, recipe: Recipe, display: Progress) -> Callable[[], None]:
-    """Says what the doctor finds in a run's records, each problem once."""
+def _watcher(directory: RunDirectory, recipe: Recipe, display: Progress) -> Callable[..., None]:
+    """Says what the doctor finds in a run's records, each problem once. It is passed over where
+    it would take more than a hundredth of the time; the ``last`` time never."""
     said: set[str] = set()
+    began, spent = time.perf_counter(), 0.0
 
-    def watch() -> None:
+    def watch(last: bool = False) -> None:
+        nonlocal spent
+        now = time.perf_counter()
+        if spent > WATCHING * (now - began) and not last:
+            return
+        look()
+        spent += time.perf_counter() - now
+
+    def look() -> None:
         try:
             findings = doctor.examine(doctor.read_records(directory.path))
         except Exception as error:  # a check's defect is no reason to lose hours of training
@@ -856,7 +871,7 @@ def _watcher(directory: RunDirectory, recipe: Recipe, display: Progress) -> Call
                 display.note(f"{finding.code}: {finding.sentence}")
 
     silent = not (recipe.logging.vitals and distributed.is_writer())
-    return (lambda: None) if silent else watch
+    return (lambda last=False: None) if silent else watch
 
 
 def _place(

@@ -21,7 +21,7 @@ FILE = "vitals.jsonl"
 EVERY = 50
 """Steps between two looks; twice as many each time that the run is twice as long as ``DENSE``."""
 DENSE = 2500
-LOOKED = 1 << 16
+LOOKED = 1 << 14
 """Values of a layer's output that are looked at, about."""
 SAMPLES = 8
 """Of maps at least so many samples are looked at; of large ones only some rows and columns, then.
@@ -83,6 +83,7 @@ class Look:
         self._seen: dict[str, dict[str, Any]] = {}
         self._input: dict[str, Any] | None = None
         self._fewest: int | None = None
+        self._last: tuple[tuple[int, int], dict[str, Any]] = ((0, 0), {})
         self._norms: dict[str, list[Tensor]] = {}
         self._batch_norms = [
             (name, module)
@@ -175,10 +176,21 @@ class Look:
             found["saturated"] = _saturated(some, *BOUNDS[kind]) if kind in BOUNDS else None
             zero, dead = None, None
             if came is not None and max(sides, default=0) >= 2:
-                zero, dead = _zeros(_some(came, kind), kind)
+                before, of_before = self._last
+                # What the layer before gave was looked at, unless it was changed in place since.
+                if before == _identity(came) and kind != "Linear":
+                    zero, dead = of_before["zero"], of_before["dead"]
+                else:
+                    zero, dead = _zeros(_some(came, kind), kind)
             self._seen[name] = {**found, "input_zero": zero, "input_dead": dead}
+            self._last = _identity(output), found
 
         return hook
+
+
+def _identity(values: Tensor) -> tuple[int, int]:
+    """The same as long as a tensor is there and nobody writes into it."""
+    return values.data_ptr(), values._version
 
 
 def _some(values: Tensor, kind: str) -> Tensor:
@@ -208,29 +220,34 @@ def _side(values: Tensor, kind: str) -> int:
 
 
 def _of_output(some: Tensor, kind: str) -> dict[str, Any]:
-    std, mean = torch.std_mean(some.float(), correction=0)
+    mean, std = _mean_std(some)
     zero, dead = _zeros(some, kind)
     return {"mean": mean, "std": std, "zero": zero, "dead": dead}
 
 
 def _of_input(name: str, some: Tensor) -> dict[str, Any]:
-    some = some.float()
-    std, mean = torch.std_mean(some, correction=0)
+    mean, std = _mean_std(some)
     return {"layer": name, "mean": mean, "std": std, "least": some.amin(), "most": some.amax()}
+
+
+def _mean_std(some: Tensor) -> tuple[Tensor, Tensor]:
+    """In several steps: five times as fast as ``torch.std_mean`` on the CPU."""
+    some = some.float()
+    mean = some.mean()
+    return mean, (some - mean).norm() / math.sqrt(some.numel())
 
 
 def _zeros(values: Tensor, kind: str) -> tuple[Tensor, Tensor | None]:
     """(share of zeros, share of channels that are zero throughout: None where too little of each
     was seen)."""
-    filled = values != 0
-    zero = 1 - filled.float().mean()
     if values.ndim < 2:
-        return zero, None
+        return 1 - values.count_nonzero() / values.numel(), None
     side = _side(values, kind)
-    if values.numel() // max(1, values.shape[side]) < FEWEST:
+    filled = values.count_nonzero([d for d in range(values.ndim) if d != side])
+    zero = 1 - filled.sum() / values.numel()
+    if values.numel() // values.shape[side] < FEWEST:
         return zero, None
-    others = [d for d in range(values.ndim) if d != side]
-    return zero, 1 - filled.sum(others).bool().float().mean()
+    return zero, (filled == 0).float().mean()
 
 
 def _saturated(some: Tensor, low: float, high: float) -> Tensor:
