@@ -79,7 +79,7 @@ def test_each_member_sees_an_image_once(digits: Prepared) -> None:
 
     hooks = [m.register_forward_pre_hook(count(k)) for k, m in enumerate(digits.model.members)]
     loader = digits.loaders["val"]
-    ensembles.table(digits.model, digits.task, loader, digits.compute)
+    ensembles.evaluate(digits.model, digits.task, loader, digits.compute)
     for hook in hooks:
         hook.remove()
     assert seen == [len(loader)] * 3
@@ -100,7 +100,8 @@ def test_views_are_each_members_own() -> None:
 
 def test_the_averages_cross_entropy_is_no_more_than_the_mean(digits: Prepared) -> None:
     assert isinstance(digits.model, Members)
-    rows = ensembles.table(digits.model, digits.task, digits.loaders["val"], digits.compute)
+    loader = digits.loaders["val"]
+    *_, rows = ensembles.evaluate(digits.model, digits.task, loader, digits.compute)
     entropy = {r["member"]: r["metrics"].get("cross_entropy") for r in rows}
     assert entropy["average"] < np.mean([entropy[k] for k in "123"])
     assert entropy["vote"] is None, "a vote has no probability"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vidi.data.draws import Draws
 from vidi.data.overlap import iou
-from vidi.engine.train import split
+from vidi.engine.gradients import split
 from vidi.models.faster_rcnns import Anchored, Outputs
 from vidi.models.small_faster_rcnns import faster_rcnn_small
 from vidi.ops import anchors as grids

@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import average_precision_score, f1_score, log_loss
 
 import vidi
-from vidi.engine.train import split
+from vidi.engine.gradients import split
 from vidi.errors import InputError
 from vidi.tasks.multilabel import Prediction, Task
 from vidi.types import Batch, Sample

@@ -82,6 +82,7 @@ ON_DATA: tuple[Callable[[Records, Looked], list[Finding]], ...] = (
     generalisation.class_shift,
     generalisation.easier,
     generalisation.gap,
+    settings.costly_dropout,
     generalisation.underfitting,
     by_task.no_objects_sampled,
     by_task.missed_by_proposals,

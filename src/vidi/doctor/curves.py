@@ -6,7 +6,7 @@ from itertools import pairwise
 from statistics import mean, median
 
 from vidi.doctor import measures
-from vidi.doctor.finding import STUCK, Finding
+from vidi.doctor.finding import STUCK, Finding, Severity
 from vidi.doctor.records import Records
 
 STRONG = 0.98
@@ -181,7 +181,7 @@ def slow_to_turn(records: Records) -> list[Finding]:
     ]
 
 
-def _too_fast(records: Records, severity: str, evidence: str, how: str) -> Finding:
+def _too_fast(records: Records, severity: Severity, evidence: str, how: str) -> Finding:
     """Rate or momentum, whichever makes the steps too long."""
     recipe, rows = records.recipe, records.vitals
     moves = [(row["step"], m) for row in rows if (m := measures.motion(row)) is not None]
@@ -206,7 +206,7 @@ def _too_fast(records: Records, severity: str, evidence: str, how: str) -> Findi
         told.append(f"A momentum of {momentum:g} adds up the steps of {memory:.0f}.")
         return Finding(
             code="momentum-too-high",
-            severity="problem" if severity == "problem" else "warning",
+            severity=severity,
             what=f"The momentum is too high, {momentum:g}. {how}, with steps that add up",
             evidence=tuple(told),
             remedy="Take the usual momentum of 0.9; or lower the rate by what the momentum adds.",
@@ -221,7 +221,7 @@ def _too_fast(records: Records, severity: str, evidence: str, how: str) -> Findi
     lower = measures.rounded(rate / factor)
     return Finding(
         code="rate-too-high",
-        severity="problem" if severity == "problem" else "warning",
+        severity=severity,
         what=f"The learning rate is too high, {rate:g}. {how}",
         evidence=tuple(told),
         remedy=f"Train at a lower rate, about {lower}; `{records.look_closer('--lr-range')}` "

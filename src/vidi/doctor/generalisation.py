@@ -8,7 +8,7 @@ from statistics import median
 
 import numpy as np
 
-from vidi.doctor import measures, settings
+from vidi.doctor import measures
 from vidi.doctor.finding import Finding, Series, Severity
 from vidi.doctor.looking import Looked, View
 from vidi.doctor.records import Records
@@ -27,8 +27,6 @@ segmenter's measures are stricter: :data:`LEARNED_OF`."""
 LEARNED_OF = {"segmentation": 0.4, "detection": 0.3, "boundaries": 0.4, "flow": 0.4}
 FALLING = 0.98
 """The training loss still falls if the last evaluation's is below so much of that before."""
-DROPPED = 1.5
-"""Dropout is too strong if the loss with it is so many times that without."""
 SURE = 1e-6
 """Probability, by chance alone, below which a difference is none."""
 SHIFTED, APART = 0.5, 0.98
@@ -115,7 +113,7 @@ def gap(records: Records, looked: Looked) -> list[Finding]:
             severity="warning",
             what="The network knows its training samples far better than others.",
             evidence=(
-                _scores(looked),
+                scores(looked),
                 f"Both are scored alike, on {looked.training.samples} training and "
                 f"{looked.validation.samples} validation samples, without augmentation.",
             ),
@@ -130,12 +128,7 @@ def gap(records: Records, looked: Looked) -> list[Finding]:
 
 def underfitting(records: Records, looked: Looked) -> list[Finding]:
     """Little learned, even of what it was trained on."""
-    there, away = skill(looked, looked.training), skill(looked, looked.validation)
-    least = LEARNED_OF.get(looked.task, LEARNED)
-    if there is None or away is None or there >= least:
-        return []
-    off = _by_chance(looked, there, away)
-    if there - away >= max(GAP, 4 * off):
+    if not knows_little(looked):
         return []
     losses = [float(r["train_loss"]) for r in records.evaluations if r["train_loss"] is not None]
     if len(losses) < 2:  # too short a run for two: its first half and its second
@@ -143,24 +136,12 @@ def underfitting(records: Records, looked: Looked) -> list[Finding]:
         half = len(steps) // 2
         losses = [median(steps[:half]), median(steps[half:])] if half else []
     falls = len(losses) < 2 or losses[-1] < FALLING * losses[-2]
-    evidence = [_scores(looked)]
+    evidence = [scores(looked)]
     if len(losses) >= 2:
         evidence.append(
             f"The training loss went from {losses[-2]:.3g} to {losses[-1]:.3g} at last: it "
             f"{'still falls' if falls else 'falls no more'}."
         )
-    dropped = _dropped(looked)
-    if dropped is not None and not settings.strong_dropout(records):
-        return [
-            Finding(
-                code="dropout-too-strong",
-                severity="warning",
-                what="So much is dropped out in training that little is learned.",
-                evidence=(*evidence, dropped),
-                remedy="Drop less, or nothing, until the network fits its training samples.",
-                command=records.again("--regularisation.dropout 0.1"),
-            )
-        ]
     epochs = max((float(row.get("epoch") or 1) for row in records.rows), default=1.0)
     return [
         Finding(
@@ -211,7 +192,7 @@ def shift(records: Records, looked: Looked) -> list[Finding]:
                 f"{len(train)} training images and {val[:, k].mean():.3f} ± "
                 f"{val[:, k].std():.3f} in {len(val)} validation images (from 0 to 1), "
                 f"{distance:.1f} deviations apart.",
-                f"Of an image of each, the same split's is the brighter one in {above:.0%}.",
+                f"Of an image of each, the same split's has the higher value in {above:.0%}.",
             ),
             remedy="See to it that both are read in the same way (order of colours, range of "
             "values, camera, crop); divide the data at random; or vary brightness and colours in "
@@ -313,7 +294,7 @@ def easier(records: Records, looked: Looked) -> list[Finding]:
             code="validation-easier",
             severity="warning",
             what="The network does better on validation samples than on those it was trained on.",
-            evidence=(_scores(looked),),
+            evidence=(scores(looked),),
             remedy="That is no luck at this number of samples: validation holds easier images or "
             "other classes, or training's labels are worse. Look at both.",
         )
@@ -337,6 +318,14 @@ def skill(looked: Looked, view: View) -> float | None:
     return value
 
 
+def knows_little(looked: Looked) -> bool:
+    """Whether little was learned even of training samples, and not far more than of others."""
+    there, away = skill(looked, looked.training), skill(looked, looked.validation)
+    if there is None or away is None or there >= LEARNED_OF.get(looked.task, LEARNED):
+        return False
+    return there - away < max(GAP, 4 * _by_chance(looked, there, away))
+
+
 def _by_chance(looked: Looked, there: float | None, away: float | None) -> float:
     """Deviation of the difference of both skills, by the numbers of samples alone."""
     if there is None or away is None:
@@ -349,23 +338,13 @@ def _by_chance(looked: Looked, there: float | None, away: float | None) -> float
     )
 
 
-def _scores(looked: Looked) -> str:
+def scores(looked: Looked) -> str:
     name = looked.headline
     train, val = looked.training.metrics[name], looked.validation.metrics[name]
     zero = ""
     if looked.task == "flow":
         zero = f" (no motion at all: {looked.training.metrics['epe_zero']:.3g})"
     return f"{name}: {train:.3g} on training samples{zero}, {val:.3g} on validation samples."
-
-
-def _dropped(looked: Looked) -> str | None:
-    seen = looked.trained
-    if seen.without_dropout is None or seen.loss < DROPPED * seen.without_dropout:
-        return None
-    return (
-        f"On the same batches the loss is {seen.loss:.3g} with dropout and "
-        f"{seen.without_dropout:.3g} without."
-    )
 
 
 def _colours(view: View) -> Array:

@@ -260,7 +260,7 @@ def _words(
         truth = np.asarray(sample.label, bool)
         k = int(_each_label(prediction, sample).argmax())
         said = prediction.probabilities[k]
-        there = f"{classes[k]}" if truth[k] else f"no {classes[k]}"
-        other = f"no {classes[k]}" if said < multilabel.THRESHOLD else f"{classes[k]}"
+        there = classes[k] if truth[k] else f"no {classes[k]}"
+        other = classes[k] if said >= multilabel.THRESHOLD else f"no {classes[k]}"
         return there, other, float(max(said, 1 - said))
     return None, None, None

@@ -10,7 +10,6 @@ import numpy as np
 from vidi.doctor.finding import Finding, Series, Severity
 from vidi.doctor.looking import Looked, View
 from vidi.doctor.records import Records
-from vidi.types import Array
 
 CHANCE = 0.01
 """A figure that guessing reaches with a greater probability is not above guessing."""
@@ -47,7 +46,9 @@ def shuffled(records: Records, looked: Looked) -> list[Finding]:
     if own is None:  # too few samples to say anything of their labels
         return []
     accuracy = train.metrics["accuracy"]
-    entropy = _entropy(looked.counts["train"])
+    from scipy import stats
+
+    entropy = float(stats.entropy(looked.counts["train"]))
     by_heart = accuracy >= BY_HEART and _chance(train) < SURE
     # The best weights are those of no evaluation in particular, where none is better than chance.
     losses = [float(r["train_loss"]) for r in records.evaluations if r["train_loss"] is not None]
@@ -247,8 +248,3 @@ def _chance(view: View) -> float:
 
     hits = round(view.metrics["accuracy"] * view.samples)
     return float(stats.binomtest(hits, view.samples, _commonest(view), "greater").pvalue)
-
-
-def _entropy(counts: Array) -> float:
-    p = counts[counts > 0] / counts.sum()
-    return float(-(p * np.log(p)).sum())

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from vidi.doctor import measures
-from vidi.doctor.finding import STUCK, Finding
+from vidi.doctor.finding import STUCK, Finding, Severity
 from vidi.doctor.records import Records, Row
 
 VANISHED = 1e-3
@@ -49,7 +49,7 @@ def wrong_input(records: Records) -> list[Finding]:
         "deviation 1.",
     )
 
-    def finding(code: str, severity: Any, what: str, remedy: str) -> list[Finding]:
+    def finding(code: str, severity: Severity, what: str, remedy: str) -> list[Finding]:
         return [
             Finding(
                 code=code,
@@ -122,8 +122,8 @@ _OF_INPUT = (
 def _between(seen: dict[str, Any], edges: tuple[float, float], part: float) -> bool:
     """Whether the values fill most of an interval, and do not leave it by much."""
     margin = part * (edges[1] - edges[0])
-    near = abs(seen["least"] - edges[0]) < margin and abs(seen["most"] - edges[1]) < 2 * margin
-    return bool(near)
+    least, most = float(seen["least"]), float(seen["most"])
+    return abs(least - edges[0]) < margin and abs(most - edges[1]) < 2 * margin
 
 
 def not_finite(records: Records) -> list[Finding]:
@@ -305,23 +305,23 @@ def exploding(records: Records) -> list[Finding]:
     if not given or not stds:
         return []
     last = list(stds.values())[-1]
-    gradients = list(relative.values()) if (relative := measures.relative(row, "gradient")) else []
+    gradients = list(measures.relative(row, "gradient").values())
     forward = last / given
     backward = gradients[0] / max(median(gradients[-3:]), 1e-12)
     if forward < EXPLODED and (backward < 10 * EXPLODED or gradients[0] < 10):
         return []
     what = "activations" if forward >= EXPLODED else "gradients"
-    evidence = [
-        f"At step 1, before any update, the deviation is {given:.2g} at the input and {last:.2g} "
-        f"at the output; the first layer's gradient is {gradients[0]:.2g} of its weights."
-    ]
     return [
         Finding(
             code="exploding-gradient",
             # A deep network of batch norms and no shortcuts begins so, and may recover.
             severity="problem" if forward >= EXPLODED else "warning",
             what=f"The network's {what} explode: they grow from layer to layer",
-            evidence=tuple(evidence),
+            evidence=(
+                f"At step 1, before any update, the deviation is {given:.2g} at the input and "
+                f"{last:.2g} at the output; the first layer's gradient is {gradients[0]:.2g} of "
+                "its weights.",
+            ),
             remedy="Begin with He's weights (nn.init.kaiming_normal_: deviation √(2 / inputs)), or "
             "put batch norms and shortcuts between the layers. Clipping the gradient hides it.",
             layer=next((n for n, s in stds.items() if s > EXPLODED * given), next(iter(stds))),

@@ -28,8 +28,8 @@ from vidi.data.overlap import iou
 from vidi.doctor.records import Records
 from vidi.engine.device import to_device
 from vidi.engine.evaluate import predictions, quick_meter
+from vidi.engine.gradients import split
 from vidi.engine.prepare import Prepared
-from vidi.engine.train import split
 from vidi.errors import InputError
 from vidi.models.members import members_of
 from vidi.tasks import boundaries, detection
@@ -91,16 +91,15 @@ class View:
 class Trained:
     """Some of training's batches, as training sees them.
 
-    ``losses``: means by the task's names. ``loss``: their sum; ``kept``: the same where batch norms
-    use the statistics that evaluation does; ``without_dropout``: where nothing is dropped. None
-    where the network has no such layer. ``foreground``: of detection, the share of the sampled
+    ``loss``: the mean, of all the task's losses together; ``kept``: the same where batch norms use
+    the statistics that evaluation does; ``without_dropout``: where nothing is dropped. None where
+    the network has no such layer. ``foreground``: of detection, the share of the sampled
     regions that are objects. ``sides``: of boundaries, the mean loss of each output, the fused one
     first, relative to that of knowing nothing.
     """
 
     samples: int
     loss: float
-    losses: dict[str, float]
     given: Given | None
     kept: float | None = None
     without_dropout: float | None = None
@@ -327,20 +326,19 @@ def _trained(made: Prepared, count: int) -> Trained:
         # First: each pass by the batch's own statistics moves those that are kept.
         for norm in looking_at_batch:
             norm.eval()
-        kept = sum(_mean_losses(made, network, batches).values())
+        kept = _mean_loss(made, network, batches)
         made.train_mode(network)
     with ear.listening():
-        losses = _mean_losses(made, network, batches, shares)
+        loss = _mean_loss(made, network, batches, shares)
     sides = _sides(made, network, batches)
     if any(m.training for m in dropouts):
         for dropout in dropouts:
             dropout.eval()
-        without = sum(_mean_losses(made, network, batches).values())
+        without = _mean_loss(made, network, batches)
     objects, regions = sum(o for o, _ in shares), sum(n for _, n in shares)
     return Trained(
         samples=sum(len(batch) for batch in batches),
-        loss=sum(losses.values()),
-        losses=losses,
+        loss=loss,
         given=ear.given(),
         kept=kept,
         without_dropout=without,
@@ -364,12 +362,12 @@ def _batches(made: Prepared, count: int) -> list[Batch]:
         ]
 
 
-def _mean_losses(
+def _mean_loss(
     made: Prepared,
     network: nn.Module,
     batches: list[Batch],
     shares: list[tuple[int, int]] | None = None,
-) -> dict[str, float]:
+) -> float:
     """``shares`` takes (objects, regions) of each image of detection."""
     task: Any = made.task
     if shares is not None and made.description.data["task"] == "detection":
@@ -384,7 +382,7 @@ def _mean_losses(
             found = task.losses(network, batch)
         for name, value in found.items():
             sums[name] = sums.get(name, 0.0) + float(value)
-    return {name: value / max(weights[name], 1e-12) for name, value in sums.items()}
+    return sum(value / max(weights[name], 1e-12) for name, value in sums.items())
 
 
 def _counting(task: Any, shares: list[tuple[int, int]], batches: list[Batch]) -> Any:

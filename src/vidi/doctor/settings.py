@@ -6,8 +6,9 @@ import re
 from statistics import median
 from typing import Any
 
-from vidi.doctor import measures
+from vidi.doctor import generalisation, measures
 from vidi.doctor.finding import STUCK, Finding
+from vidi.doctor.looking import Looked
 from vidi.doctor.records import Records, Row
 
 FULL_PULL = 1.0
@@ -16,6 +17,8 @@ SHRUNK = 0.7
 MUCH_DROPOUT = 0.7
 MEASURED_DROPOUT = 0.85
 """As it is seen in a layer's zeros: some of them may be of a ReLU that is no layer."""
+DROPPED = 1.5
+"""Dropout is too strong if the loss with it is so many times that without."""
 
 
 def not_finite(records: Records) -> list[Finding]:
@@ -142,6 +145,30 @@ def strong_dropout(records: Records) -> list[Finding]:
             layer=layer,
             series=measures.learning(records),
             explains=("loss-noise", "dead-relus", *STUCK),
+        )
+    ]
+
+
+def costly_dropout(records: Records, looked: Looked) -> list[Finding]:
+    """Dropout that raises the loss of a network that knows little: less of it is too much, too."""
+    seen = looked.trained
+    if seen.without_dropout is None or seen.loss < DROPPED * seen.without_dropout:
+        return []
+    if not generalisation.knows_little(looked):
+        return []
+    return [
+        Finding(
+            code="dropout-too-strong",
+            severity="warning",
+            what="So much is dropped out in training that little is learned.",
+            evidence=(
+                generalisation.scores(looked),
+                f"On the same batches the loss is {seen.loss:.3g} with dropout and "
+                f"{seen.without_dropout:.3g} without.",
+            ),
+            remedy="Drop less, or nothing, until the network fits its training samples.",
+            command=records.again("--regularisation.dropout 0.1"),
+            explains=("underfitting",),
         )
     ]
 

@@ -182,9 +182,9 @@ def judged(rows: Sequence[Slice]) -> list[Slice]:
     return [replace(row, differs=row.p * tested < CHANCE) for row in rows]
 
 
-def wilson(right: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def wilson(right: int, n: int) -> tuple[float, float]:
     """Wilson's interval of a share, ``right`` of ``n`` (Wilson 1927)."""
-    found = stats.binomtest(right, n).proportion_ci(confidence, method="wilson")
+    found = stats.binomtest(right, n).proportion_ci(CONFIDENCE, method="wilson")
     return float(found.low), float(found.high)
 
 

@@ -1,7 +1,7 @@
 """Ensembles: how good each member is beside their average and their vote; one made of runs.
 
 "Five nets from random starts, voting, beat one": the table says by how much. All of it comes from
-one pass over the samples, and each member sees an image once.
+one pass over the samples, and each member sees an image once (one in tiles, twice).
 """
 
 from __future__ import annotations
@@ -56,11 +56,6 @@ def evaluate(
     meter, samples, failures = engine.evaluate(model, each, loader, compute, quick=quick, **views)
     assert isinstance(meter, EachMeter)
     return meter.whole, samples, failures, meter.rows()
-
-
-def table(model: Members, task: Task, loader: Loader, compute: Compute) -> Rows:
-    """The rows alone, by the task's own meter."""
-    return evaluate(model, task, loader, compute, quick=True)[3]
 
 
 def vote(members: Sequence[Any], average: Any) -> Any:

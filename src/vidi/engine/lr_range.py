@@ -22,11 +22,10 @@ from scipy.ndimage import gaussian_filter1d
 from torch import nn
 
 from vidi.data.loader import Loader
-from vidi.engine import distributed, optimisers
+from vidi.engine import distributed, gradients, optimisers
 from vidi.engine.device import to_device
 from vidi.engine.evaluate import Compute
 from vidi.engine.rehearsal import rehearsal
-from vidi.engine.train import _backward, _clip, _total_weights, split
 from vidi.models.members import members_of
 from vidi.recipe import Recipe
 from vidi.tasks import Task
@@ -265,7 +264,7 @@ class _Stepper:
         optimisers.set_rate(self.optimiser, rate)
         loss = self._loss(parts, number)
         self.scaler.unscale_(self.optimiser)
-        norm = _clip([self.network], self.recipe.optimiser.clip)
+        norm = gradients.clip([self.network], self.recipe.optimiser.clip)
         if not math.isfinite(loss) or not (math.isfinite(norm) or self.scaler.is_enabled()):
             return math.inf
         self.scaler.step(self.optimiser)
@@ -301,8 +300,8 @@ class _Stepper:
 
     def _loss(self, parts: list[Batch], number: int) -> float:
         """With its gradient."""
-        weights, _ = _total_weights(self.task, parts, None)
-        losses = _backward(
+        weights, _ = gradients.total_weights(self.task, parts, None)
+        losses = gradients.backward(
             [self.wrapped],
             self.task,
             parts,
@@ -332,6 +331,6 @@ def _batches(
             for batch in batches:
                 parts = [
                     to_device(p, compute.device, compute.normalisation, compute.channels_last)
-                    for p in split(batch, recipe.optimiser.accumulate)
+                    for p in gradients.split(batch, recipe.optimiser.accumulate)
                 ]
                 yield [halved(part) for part in parts] if halved else parts

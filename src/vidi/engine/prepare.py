@@ -21,7 +21,7 @@ from vidi.data.dataset import Dataset, FramePairs
 from vidi.data.loader import Loader
 from vidi.data.open import KIND
 from vidi.data.survey import LOOK, Survey, class_pixels, survey
-from vidi.engine import defaults, device, distributed, propose
+from vidi.engine import defaults, device, distributed, lr_range, propose
 from vidi.engine.evaluate import Compute
 from vidi.engine.run import BEST, Description, command, read_header, versions
 from vidi.errors import InputError
@@ -341,10 +341,22 @@ def prepare(
         recipe = dataclasses.replace(recipe, lr=usual)
     swept = saved is None and recipe.lr == "find"
     if swept:
+        seconds = lr_range.SECONDS
+        if recipe.length.minutes is not None:
+            seconds = min(seconds, 60 * recipe.length.minutes * FINDING)
         with device.threads_for(work):
-            lr, sentence = _found_lr(
-                model, task, train, compute, recipe, is_head, train_mode, asked=asked_for_lr
+            seen_rates = lr_range.sweep(
+                model,
+                task,
+                train,
+                compute,
+                recipe,
+                is_head=is_head,
+                train_mode=train_mode,
+                seconds=seconds,
             )
+        # The same in every process, and what the recipe says.
+        lr, sentence = _found_lr(distributed.from_writer(seen_rates), recipe, one, asked_for_lr)
         recipe = dataclasses.replace(recipe, lr=lr)
         notes.append(sentence)
     description = Description(
@@ -465,36 +477,10 @@ def _fitted_to_boxes(
 
 
 def _found_lr(
-    model: nn.Module,
-    task: Task,
-    train: Loader,
-    compute: Compute,
-    recipe: Recipe,
-    is_head: Callable[[str], bool],
-    train_mode: Callable[[nn.Module], None],
-    *,
-    asked: float | str,
+    seen: lr_range.Sweep, recipe: Recipe, network: nn.Module, asked: float | str
 ) -> tuple[float, str]:
     """(the rate that a sweep suggests, a sentence). Where it suggests none, InputError, or vidi's
     own rate if this one was not asked for."""
-    from vidi.engine import lr_range  # which takes the run's steps, and so needs this module
-
-    seconds = lr_range.SECONDS
-    if recipe.length.minutes is not None:
-        seconds = min(seconds, 60 * recipe.length.minutes * FINDING)
-    # The same in every process, and what the recipe says.
-    seen = distributed.from_writer(
-        lr_range.sweep(
-            model,
-            task,
-            train,
-            compute,
-            recipe,
-            is_head=is_head,
-            train_mode=train_mode,
-            seconds=seconds,
-        )
-    )
     name = recipe.optimiser.name
     if seen.suggestion is not None:
         said = f"learning rate: {seen.suggestion:g} ({name}, batch {recipe.batch_size}), found"
@@ -503,7 +489,7 @@ def _found_lr(
         raise InputError(
             f"--lr find finds no rate: {seen.sentence}. Give a number, or leave it at auto."
         )
-    usual = defaults.usual_lr(recipe, next(iter(members_of(model)))[1], name)
+    usual = defaults.usual_lr(recipe, network, name)
     return usual, f"learning rate: {usual:g} ({name}, batch {recipe.batch_size}); {seen.sentence}"
 
 

@@ -98,9 +98,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return Field(max(f.side for f in found), max(f.jump for f in found))
 
 
-CONVOLUTION = (aten.convolution,)
 POOLS = (aten.max_pool2d_with_indices, aten.avg_pool2d, aten.max_pool2d)
-LIKE_CONVOLUTION = (*CONVOLUTION, *POOLS)
+LIKE_CONVOLUTION = (aten.convolution, *POOLS)
 ENLARGING = (
     aten.upsample_bilinear2d,
     aten.upsample_nearest2d,
