@@ -769,8 +769,7 @@ def reopen(
     """A run with its data, task and loaders, as training left it, to be looked at.
 
     ``weights``: those that it began with, those of the best evaluation, or of the last saved state.
-    ``data``, ``network``,
-    ``loss``: what was given from Python for training, if it was.
+    ``data``, ``network``, ``loss``: what was given from Python for training, if it was.
 
     Raises :class:`InputError` where there is no run, its data cannot be opened or is no longer
     what it was, or there are no such weights yet.
@@ -846,29 +845,24 @@ def _watcher(directory: RunDirectory, recipe: Recipe, display: Progress) -> Call
     said: set[str] = set()
     began, spent = time.perf_counter(), 0.0
 
+    def tell(code: str, sentence: str) -> None:
+        if code not in said:
+            said.add(code)
+            display.note(f"{code}: {sentence}")
+
     def watch(last: bool = False) -> None:
         nonlocal spent
         now = time.perf_counter()
         if spent > WATCHING * (now - began) and not last:
             return
-        look()
-        spent += time.perf_counter() - now
-
-    def look() -> None:
         try:
-            findings = doctor.examine(doctor.read_records(directory.path))
+            for finding in doctor.examine(doctor.read_records(directory.path)):
+                if finding.severity == "problem":
+                    tell(finding.code, finding.sentence)
         except Exception as error:  # a check's defect is no reason to lose hours of training
-            if "" not in said:
-                said.add("")
-                display.note(
-                    f"The doctor could not look at this run ({type(error).__name__}: {error}); "
-                    "training goes on."
-                )
-            return
-        for finding in findings:
-            if finding.severity == "problem" and finding.code not in said:
-                said.add(finding.code)
-                display.note(f"{finding.code}: {finding.sentence}")
+            what = f"{type(error).__name__}: {error}"
+            tell("doctor", f"This run could not be looked at ({what}); training goes on.")
+        spent += time.perf_counter() - now
 
     silent = not (recipe.logging.vitals and distributed.is_writer())
     return (lambda last=False: None) if silent else watch

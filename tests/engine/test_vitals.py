@@ -201,3 +201,26 @@ def test_odd_layers_are_looked_at_or_left_out() -> None:
     assert "none" not in layers
     assert layers["along"]["dead"] == pytest.approx(1 / 3, abs=1e-3)
     assert layers["last"]["dead"] == 0 and layers["last"]["input_dead"] == 0
+
+
+def test_training_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Once, and only what surely is."""
+    train(tmp_path / "slow", model="mlp", lr=1e-6, length={"steps": 40})
+    assert capsys.readouterr().err.count("rate-too-low: ") == 1
+    train(tmp_path / "usual", model="mlp", length={"steps": 40})
+    assert "rate-too-low" not in capsys.readouterr().err
+    silent = {**QUIET, "vitals": False}
+    train(tmp_path / "silent", model="mlp", lr=1e-6, length={"steps": 40}, logging=silent)
+    assert "rate-too-low" not in capsys.readouterr().err
+
+
+def test_a_defect_of_the_doctor_ends_no_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(records: Any) -> Any:
+        raise ZeroDivisionError("by a check")
+
+    monkeypatch.setattr(vidi.doctor, "examine", broken)  # type: ignore[attr-defined]
+    assert train(tmp_path / "run", model="mlp").steps == 9
+    said = capsys.readouterr().err
+    assert said.count("could not be looked at (ZeroDivisionError: by a check)") == 1

@@ -281,7 +281,7 @@ def for_model(
     if momentum == "auto":
         momentum = 0.95 if name == "muon" else 0.9
     lr = recipe.lr
-    own = ":" in recipe.model and not tuned
+    own = ":" in recipe.model and not tuned and not recipe.probe  # which has no rate
     if lr == "auto" and own and _long(when, epochs, max(1, images // recipe.batch_size)):
         lr = "find"
     if lr == "auto":

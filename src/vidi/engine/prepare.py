@@ -336,9 +336,6 @@ def prepare(
     }
     plain = loaders.pop("train")
     work = macs * train.batch_size / distributed.world()
-    if recipe.lr == "find" and recipe.probe:  # a probe has no rate
-        usual = defaults.usual_lr(recipe, one, recipe.optimiser.name)
-        recipe = dataclasses.replace(recipe, lr=usual)
     swept = saved is None and recipe.lr == "find"
     if swept:
         seconds = lr_range.SECONDS
