@@ -224,3 +224,27 @@ def test_a_defect_of_the_doctor_ends_no_training(
     assert train(tmp_path / "run", model="mlp").steps == 9
     said = capsys.readouterr().err
     assert said.count("could not be looked at (ZeroDivisionError: by a check)") == 1
+
+
+def test_of_a_compiled_network_there_are_no_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hook would be compiled into it, or not be seen."""
+    monkeypatch.setattr(torch, "compile", lambda module: module)
+    run = train(tmp_path / "run", model="mlp", compile=True)
+    rows = read_vitals(run.path)
+    assert rows and all(row["layers"] == {} and row["input"] is None for row in rows)
+    assert all(row["parameters"] for row in rows)
+
+
+def test_a_look_does_not_count_as_a_step_s_time() -> None:
+    """Or lengths in minutes would become too few steps."""
+    from vidi.engine.train import MEASURED, Clock
+
+    clock = Clock()
+    for step in range(1, MEASURED[1] + 1):
+        look = due(step)
+        clock.step(5.0 if look else 1.0, 64, half=False, usual=not look)
+    assert clock.steps == MEASURED[1]
+    assert clock.per_step()[0] == pytest.approx(1.0)
+    assert clock.images_per_second == pytest.approx(64)
