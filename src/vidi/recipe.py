@@ -235,7 +235,7 @@ class Logging:
     pictures: bool = field(default=True, metadata=FREE)
     """Draw the learning curves and the confusion matrix."""
     vitals: bool = field(default=True, metadata=FREE)
-    """Write down what layers and parameters do at some steps (vitals.jsonl), and say after each evaluation what is wrong, if anything is."""  # noqa: E501
+    """Write down what layers and parameters do at some steps (vitals.jsonl), and say so if something is surely wrong."""  # noqa: E501
 
 
 @dataclass(frozen=True, kw_only=True)
