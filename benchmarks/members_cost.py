@@ -16,7 +16,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from doctor_cost import Stopwatch
+from doctor_cost import Stopwatch, alone
 
 import vidi
 
@@ -54,7 +54,7 @@ def main() -> None:
     for number in range(told.rounds):
         found = {}
         for members in (1, told.members) if number % 2 == 0 else (told.members, 1):
-            found[members] = seconds_per_step(told, members)
+            found[members] = alone(seconds_per_step, told, members)
         ratios.append(found[told.members] / found[1])
         print(f"round {number + 1}: {ratios[-1]:.3f}", flush=True)
     print(
