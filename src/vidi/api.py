@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import functools
 import importlib.util
@@ -25,7 +24,6 @@ from vidi import doctor
 from vidi import recipe as recipes
 from vidi.data.cache import seconds
 from vidi.data.dataset import Dataset, FramePairs
-from vidi.data.loader import Loader
 from vidi.data.open import KIND, from_images, from_pairs, open_data
 from vidi.engine import (
     checkpoint,
@@ -1013,7 +1011,7 @@ def _draw_masks(directory: RunDirectory, made: Prepared, split: str) -> None:
     """A sheet of some of the split's images with their true and predicted masks."""
     from vidi.report import overlay
 
-    some = _few(made.loaders[split])
+    some = made.loaders[split].few(DRAWN)
     images, truths, masks, keys = [], [], [], []
     for batch, found in predictions(made.model, made.task, some, made.compute):
         for sample, prediction in zip(batch.samples, found, strict=True):
@@ -1042,7 +1040,9 @@ def _draw_boundaries(
         human=made.description.data["format"] == "bsds",
     )
     images, truths, maps, keys = [], [], [], []
-    for batch, found in predictions(made.model, made.task, _few(made.loaders[split]), made.compute):
+    for batch, found in predictions(
+        made.model, made.task, made.loaders[split].few(DRAWN), made.compute
+    ):
         for sample, prediction in zip(batch.samples, found, strict=True):
             assert sample.edges is not None
             truths.append(sample.edges)
@@ -1059,7 +1059,9 @@ def _draw_flow(directory: RunDirectory, made: Prepared, split: str) -> None:
     from vidi.report import flow_pictures
 
     rows, keys = [], []
-    for batch, found in predictions(made.model, made.task, _few(made.loaders[split]), made.compute):
+    for batch, found in predictions(
+        made.model, made.task, made.loaders[split].few(DRAWN), made.compute
+    ):
         for sample, prediction in zip(batch.samples, found, strict=True):
             rows.append((sample, prediction.flow))
             keys.append(sample.key)
@@ -1081,18 +1083,13 @@ def _draw_detections(
     )
     detection_pictures.errors(result["errors"], result["gains"], folder / "errors.png")
     rows, sizes = [], []
-    for batch, found in predictions(made.model, made.task, _few(made.loaders[split]), made.compute):
+    for batch, found in predictions(
+        made.model, made.task, made.loaders[split].few(DRAWN), made.compute
+    ):
         rows += list(zip(batch.samples, found, strict=True))
         sizes += [(int(h), int(w)) for h, w in batch.sizes[batch.valid]]
     if rows:
         detection_pictures.sheet(rows, classes, folder / "predictions.png", sizes=sizes)
-
-
-def _few(loader: Loader) -> Loader:
-    """The same for :data:`DRAWN` of its samples, evenly spread."""
-    few = copy.copy(loader)
-    few.ids = few.ids[np.unique(np.linspace(0, len(few.ids) - 1, DRAWN).round().astype(int))]
-    return few
 
 
 def _table(result: Run) -> list[tuple[str, str]]:

@@ -174,10 +174,27 @@ def test_labels_per_pixel(data: str, tmp_path: Path) -> None:
         assert image.size[0] > 1200, "image and prediction of each, side by side"
 
 
+def test_boxes_are_drawn_on_the_image_that_they_count_in(tmp_path: Path) -> None:
+    """The network sees it at 48 pixels."""
+    found = hardest(untrained("scenes:detection,size=64,n=3,val=2,test=0", image_size=48), count=3)
+    assert [row.sample.image.shape for row in found.rows] == [(64, 64, 3)] * 3
+    assert all(np.isfinite(row.loss) and row.prediction is None for row in found.rows)
+    report.draw(found, tmp_path / "hardest.png")
+    assert (tmp_path / "hardest.png").is_file()
+
+
 def test_the_loss_is_that_of_the_sample_alone() -> None:
     made = untrained("scenes:segmentation,size=33,n=5,val=3,test=0")
-    found = {row.key: row.loss for row in hardest(made, count=8).rows}
-    assert len(found) == 8
+    torch.manual_seed(0)
+    with torch.no_grad():  # as it begins it says the same of every pixel
+        for parameter in made.model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    whole = hardest(made, count=8)
+    found = {row.key: row.loss for row in whole.rows}
+    assert len(found) == 8 and np.ptp(list(found.values())) > 0.01
+    for split, mean in whole.mean.items():
+        own = [row.loss for row in whole.rows if row.split == split]
+        assert len(own) == whole.samples[split] and mean == pytest.approx(np.mean(own))
     for loader in (made.plain, made.loaders["val"]):
         for batch in loader.epoch(0):
             one = to_device(batch, made.compute.device, made.compute.normalisation, False)

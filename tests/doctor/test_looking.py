@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import vidi
 from vidi import doctor
-from vidi.doctor.looking import Looked, few, look
+from vidi.doctor.looking import Looked, look
 from vidi.engine.device import to_device
 from vidi.engine.prepare import Prepared
 from vidi.types import Array
@@ -166,11 +166,11 @@ def test_a_batch_equals_its_singles_where_norms_are_kept(run: Path) -> None:
 
 def test_few_are_spread_evenly_and_bounded(run: Path) -> None:
     made = opened(run)
-    some = few(made.plain, 10)
+    some = made.plain.few(10)
     assert len(some) == 10 and some.ids[0] == made.plain.ids[0]
     assert some.ids[-1] == made.plain.ids[-1]
     assert some.failures is not made.plain.failures
-    assert len(few(made.plain, 1000)) == 90
+    assert len(made.plain.few(1000)) == 90
     seen = looked(run)
     assert seen.training.samples == 32, "a run of 12 steps is looked at briefly"
     assert seen.compared == 42

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import math
-import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 from vidi.doctor import Finding, Records, curves, examine, layers, measures, settings
 from vidi.doctor.finding import in_order
 from vidi.engine.run import Description
-from vidi.recipe import Length, Logging, Optimiser, Recipe, Regularisation, Schedule
+from vidi.recipe import Optimiser, Recipe, Regularisation
 from vidi.types import Normalisation
 
 STEPS = (1, 2, 4, 8, 16, 32, 50, 100)
@@ -166,6 +165,20 @@ def test_what_equally_likely_answers_cost(task: str, k: int, loss: dict[str, flo
     assert measures.balanced(Records(Path("a"), own)) == {}
 
 
+@pytest.mark.parametrize("name", ["resnet20", "googlenet", "googlenet_2014", "fcn_resnet50"])
+def test_several_outputs_cost_what_their_weights_say(name: str) -> None:
+    import torch
+
+    from vidi import models
+
+    with torch.device("meta"):
+        network: Any = models.find(name)(num_classes=K)
+    heads = sum(child.startswith("aux") for child, _ in network.named_children())
+    said = measures.balanced(Records(Path("a"), description(recipe(model=name))))
+    expected = math.log(K) * (1 + heads * getattr(network, "aux_weight", 0.0))
+    assert said == pytest.approx({"cross_entropy": expected})
+
+
 def test_equally_likely_answers_cost_what_torch_says() -> None:
     import torch
     import torch.nn.functional as F
@@ -281,6 +294,7 @@ def test_noise_is_a_note() -> None:
         (0.4, 0.3, "input-not-normalised", "warning"),  # back to 0 … 1
         (1 / 0.4, -0.3 / 0.4, "input-normalised-twice", "problem"),
         (1e-3, 0.0, "input-not-normalised", "problem"),
+        (1.0, 100.0, "input-not-normalised", "problem"),
     ],
 )
 def test_inputs(scale: float, shift: float, code: str, severity: str) -> None:
@@ -337,6 +351,21 @@ def test_vanishing_gradients() -> None:
     assert (found.code, found.severity, found.layer) == ("vanishing-gradient", "problem", "conv1")
     assert found.series is not None and len(found.series.x) == len(NAMES)
 
+    def at_first(each: dict[str, Any]) -> None:
+        if each["step"] < STEPS[-1]:
+            by_depth(0.05)(each)
+
+    assert layers.vanishing(spoiled(flat, at_first)) == [], "it is over"
+
+    def branch(each: dict[str, Any]) -> None:
+        """It begins at zero; what stands beside it learns."""
+        own = each["parameters"]
+        zero = {**own["conv1.weight"], "gradient": 1e-9}
+        more = {f"conv{i}.weight": own["conv1.weight"] for i in (5, 6)}
+        each["parameters"] = {"branch.weight": zero} | own | more
+
+    assert layers.vanishing(spoiled(flat, branch)) == []
+
 
 def test_exploding_activations_are_told_from_the_first_step() -> None:
     def change(each: dict[str, Any], first: int, factor: float) -> None:
@@ -379,6 +408,14 @@ def test_units_are_dead_only_over_a_window() -> None:
     assert layers.dead(spoiled(healthy(), kill(0.3, 1))) == []
 
 
+def test_what_dropout_leaves_out_is_not_dead() -> None:
+    def change(each: dict[str, Any]) -> None:
+        kill(1.0, 1, "input_dead")(each)
+        each["layers"]["conv2.relu"] |= {"kind": "Dropout", "dead": None}
+
+    assert layers.dead(spoiled(healthy(), change)) == []
+
+
 @pytest.mark.parametrize(
     ("share", "expected"), [(0.2, []), (0.7, ["warning"]), (0.95, ["problem"])]
 )
@@ -387,6 +424,13 @@ def test_saturated_units(share: float, expected: list[str]) -> None:
         each["layers"]["conv2.relu"] |= {"kind": "Tanh", "saturated": share, "dead": 0.0}
 
     assert [f.severity for f in layers.saturated(spoiled(healthy(), change))] == expected
+
+    def once(each: dict[str, Any]) -> None:
+        change(each)
+        if each["step"] != STEPS[-1]:
+            each["layers"]["conv2.relu"]["saturated"] = 0.1
+
+    assert layers.saturated(spoiled(healthy(), once)) == []
 
 
 def test_sure_answers_are_not_saturated() -> None:
@@ -469,6 +513,13 @@ def test_batch_norms_in_the_wrong_mode() -> None:
         each["frozen"].append("bn1.weight")
 
     assert layers.evaluating_norms(spoiled(records, fixed)) == [], "of a frozen trunk"
+
+    def trunk(each: dict[str, Any]) -> None:
+        each["frozen"].append("conv1.weight")
+
+    ours = replace(records, description=description(recipe(model="rcnn_alexnet")))
+    assert codes(layers.evaluating_norms(ours)) == ["norms-evaluating"]
+    assert layers.evaluating_norms(spoiled(ours, trunk)) == [], "it froze them itself"
 
 
 @pytest.mark.parametrize(
@@ -605,105 +656,6 @@ def test_causes_come_before_symptoms_and_explain_them() -> None:
     found = in_order([finding("a", "note"), cause, finding("symptom", "problem"),
                       finding("b", "problem")])  # fmt: skip
     assert codes(found) == ["b", "cause", "a"]
-
-
-@pytest.mark.parametrize(
-    ("command", "changes", "expected"),
-    [
-        (
-            "vidi train digits --lr 0.1 --model mlp --run runs/a",
-            "--lr 0.01",
-            "vidi train digits --model mlp --lr 0.01 --run runs/a-lr-0.01",
-        ),
-        (
-            "vidi train --run=runs/a 'my photos' --json --optimiser.name sgd",
-            "--optimiser.momentum 0.9",
-            "vidi train 'my photos' --optimiser.name sgd --optimiser.momentum 0.9 "
-            "--run runs/a-momentum-0.9",
-        ),
-        (
-            "vidi train digits --length.steps 9 --length.minutes=2 --logging.no-vitals --model mlp",
-            "--epochs 8",
-            "vidi train digits --logging.no-vitals --model mlp --epochs 8 --run runs/a-epochs-8",
-        ),
-        (
-            "vidi train --optimiser.decay_biases_and_norms digits",
-            "--optimiser.no-decay-biases-and-norms",
-            "vidi train digits --optimiser.no-decay-biases-and-norms "
-            "--run runs/a-no-decay-biases-and-norms",
-        ),
-        (
-            "script.py",
-            "--lr 0.01",
-            "vidi train digits --model nets:build --batch-size 64 --image-size 8 "
-            "--optimiser.name sgd --lr 0.01 --run runs/a-lr-0.01",
-        ),
-    ],
-)
-def test_the_command_that_trains_again(command: str, changes: str, expected: str) -> None:
-    records = healthy()
-    records = replace(records, description=replace(records.description, command=command))
-    assert records.again(changes) == expected
-
-
-def test_a_run_from_python_is_written_out_as_flags() -> None:
-    """Read as the command line reads them, they are the run's values."""
-    from vidi.cli.arguments import parse
-    from vidi.cli.train import Train
-
-    told = recipe(
-        seed=3,
-        freeze=("conv1", "conv2"),
-        epochs=4.0,
-        bad_images="skip",
-        precision="bf16",
-        optimiser=Optimiser(
-            name="adamw", clip=0.125, rates=(("fc", 0.5), ("conv1", 2.0)), sum_pixels=True
-        ),
-        regularisation=Regularisation(dropout=0.3),
-        schedule=Schedule(milestones=(0.25, 0.5, 0.875)),
-        length=Length(steps=70, minutes=2.0, patience=4),
-        logging=Logging(pictures=False),
-    )
-    said = replace(description(told), command="script.py")
-    command = replace(healthy(), description=said).again("--optimiser.momentum 0.9")
-    assert command is not None
-    found = parse(Train, shlex.split(command)[2:], prog="vidi train")
-    assert (found.data, found.run) == ("digits", "runs/a-momentum-0.9")
-    expected = replace(
-        told,
-        lr="auto",
-        epochs="auto",  # steps go before it
-        optimiser=replace(told.optimiser, momentum=0.9, nesterov="auto", weight_decay="auto"),
-        length=Length(steps=70, patience=4),
-        logging=Logging(),
-    )
-    assert found.settings == expected
-    longer = replace(healthy(), description=said).again("--epochs 8")
-    assert longer is not None and "--length" not in longer.replace("--length.patience", "")
-
-
-def test_no_command_names_a_folder_that_is_there_or_another_s(tmp_path: Path) -> None:
-    records = replace(healthy(), path=tmp_path / "my run")
-
-    def folder(changes: str) -> str:
-        command = records.again(changes)
-        assert command is not None
-        return shlex.split(command)[-1]
-
-    first = folder("--lr 0.01")
-    assert first == str(tmp_path / "my run-lr-0.01")
-    assert len({first, folder("--lr 0.02"), folder("--precision fp32")}) == 3
-    (tmp_path / "my run-lr-0.01").mkdir()
-    assert folder("--lr 0.01") == f"{first}-2"
-    assert shlex.split(records.look_closer("--lr-range")) == [
-        "vidi", "doctor", str(records.path), "--lr-range"
-    ]  # fmt: skip
-
-
-def test_there_is_no_command_for_what_python_gave() -> None:
-    said = replace(description(recipe(model="python:nets.Net")), command="script.py")
-    assert replace(healthy(), description=said).again("--lr 0.01") is None
 
 
 def test_every_finding_is_ready_for_json() -> None:

@@ -20,6 +20,7 @@ from vidi.errors import InputError
 from vidi.ops.detection_meter import DetectionMeter
 from vidi.recipe import Data, Recipe
 from vidi.report import slices as report
+from vidi.tasks import segmentation
 from vidi.types import Array, Boxes, Detections, Sample
 
 Pairs = list[tuple[Array, int]]
@@ -167,8 +168,9 @@ def test_few_samples_say_nothing() -> None:
     assert np.isnan(row.p) and row.value == 0
 
 
+@pytest.mark.parametrize("lower", [False, True])
 def test_a_part_without_a_value_is_last_and_the_others_in_order(
-    made: Prepared, monkeypatch: pytest.MonkeyPatch
+    lower: bool, made: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = iter([0.9, np.nan, 0.2, np.nan, 0.5, 0.1] * 10)
 
@@ -176,10 +178,17 @@ def test_a_part_without_a_value_is_last_and_the_others_in_order(
         return module.Slice(by, name, 5, next(values), 0.0, 1.0, 0.5, np.nan)
 
     monkeypatch.setattr(module, "_share", share)
+    monkeypatch.setattr(type(made.task), "lower_is_better", lower, raising=False)
     found = [row.value for row in told(made, Sees()).rows]
     known = [v for v in found if not np.isnan(v)]
     assert 2 < len(known) < len(found)
-    assert found[: len(known)] == sorted(known)
+    assert found[: len(known)] == sorted(known, reverse=lower)
+
+
+@pytest.mark.parametrize("by", ["size", "objects"])
+def test_areas_are_said_as_sides(by: str) -> None:
+    assert module._said(by, 100.0, 400.0) == "10 to 20 px"
+    assert module._said("brightness", 100.0, 400.0) == "100 to 400"
 
 
 def test_one_part_is_counted_as_one() -> None:
@@ -241,11 +250,35 @@ def test_labels_per_pixel_by_the_meter_of_the_whole_part() -> None:
     assert any(row.by == "brightness" and row.name.startswith("dark") for row in worse)
     assert any(row.by == "class" and row.name == classes[1] for row in worse)
     assert not any(row.differs for row in found.rows if row.by == "contrast")
+    (dark,) = (r for r in found.rows if r.by == "brightness" and r.name.startswith("dark"))
+    assert dark.value < found.value < dark.rest
+    for row in found.rows:
+        if row.by == "class":
+            others = [value for name, value in iou.items() if name != row.name]
+            assert row.rest == pytest.approx(np.nanmean(others))
+        few = row.n if row.by == "class" else min(row.n, found.samples - row.n)
+        assert np.isnan(row.p) == (few < module.FEWEST)
     for row in found.rows:
         assert np.isnan(row.low) or row.low <= row.value + 0.05
         assert np.isnan(row.low) or row.value - 0.05 <= row.high
     again = slices(made)
     assert again.as_json() == found.as_json(), "the bootstrap has a fixed seed"
+
+
+def test_of_a_class_in_few_images_nothing_is_said() -> None:
+    """Of 20 images, 3 hold class 2; it is never found, all else is."""
+    task = segmentation.Task(classes=("a", "b", "c"))
+    meters, held = [], []
+    for i in range(20):
+        mask = np.array([[0, 1, 2 if i < 3 else 1]], np.uint8)
+        sample = Sample(key=f"{i}", image=np.zeros((1, 3, 3), np.uint8), mask=mask)
+        meters.append(task.meter())
+        meters[-1].update([segmentation.Prediction(np.minimum(mask, 1))], [sample])
+        held.append(module._classes(sample))
+    found = module._measured(task, meters, [], task.classes, held)
+    assert [(row.name, row.n) for row in found] == [("a", 20), ("b", 20), ("c", 3)]
+    assert [bool(np.isnan(row.p)) for row in found] == [False, False, True]
+    assert found[2].value == 0 and np.isnan(found[2].low)
 
 
 def test_detections_by_average_precision_at_one_overlap() -> None:

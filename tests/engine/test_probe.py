@@ -138,8 +138,9 @@ def test_memory_does_not_grow_with_the_images(monkeypatch: pytest.MonkeyPatch) -
     assert peaks[2] - peaks[1] < features / 4, "kept, those of three times as many would be more"
 
 
-def test_what_is_chosen_is_best_in_validation() -> None:
-    made = made_of(Blobs(240))
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_is_chosen_is_best_in_validation(seed: int) -> None:
+    made = made_of(Blobs(240, seed))
     (x, y), (held, truth) = seen(made, "train"), seen(made, "val")
     found = probe(made)
     variance = len(x) * x.var(0).mean()
@@ -152,6 +153,7 @@ def test_what_is_chosen_is_best_in_validation() -> None:
     assert found.right == pytest.approx(right) and found.squared_error == pytest.approx(error)
     best = [k for k in range(len(right)) if right[k] == max(right)]
     assert len(set(right)) > 1
+    assert (int(np.argmin(error)) in best) == (seed == 0), "the least error is not always right"
     assert found.weights.index(found.chosen) == min(best, key=lambda k: error[k])
 
 

@@ -145,3 +145,11 @@ def test_what_mixes_all_sees_all_and_what_is_not_known_says_so() -> None:
         assert watch.of((y.flatten(2) @ torch.rand(196, 196)).view(1, 4, 14, 14)) is None
         assert watch.of(torch.rand(1, 3, 14, 14)) is None
         assert watch.of(y + torch.rand(1, 4, 14, 14)) is None
+
+
+def test_a_stride_written_as_a_slice_counts_once() -> None:
+    """Along both axes it is one step of two pixels."""
+    x = torch.rand(1, 3, 16, 16)
+    with torch.no_grad(), Watch(x) as watch:
+        out = nn.Conv2d(3, 2, 3)(x[:, :, ::2, ::2])
+    assert watch.of(out) == 1 + 2 * 2

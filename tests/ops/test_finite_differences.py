@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidi.ops.finite_differences import Compared, compare
+from vidi.ops.finite_differences import EXPLAINS, Compared, compare
 
 
 def check(function: Callable[[Tensor], Tensor], at: Any, **options: Any) -> Compared:
@@ -130,6 +130,22 @@ def test_a_kink_anywhere_within_the_step_is_no_error() -> None:
             )
             seen |= {probe.verdict for probe in found.probes}
     assert seen == {"equal", "crossing"}
+
+
+def test_a_kink_shows_by_more_than_it_is_asked_to() -> None:
+    """Of what it makes the difference be off, wherever in a step of 1 it lies."""
+    least = np.inf
+    for place in np.linspace(-0.999, 0.999, 1999):
+
+        def bend(x: float, place: float = place) -> float:
+            return max(0.0, x - place)
+
+        central, half = (bend(1) - bend(-1)) / 2, bend(0.5) - bend(-0.5)
+        gap, gap_half = bend(1) + bend(-1) - 2 * bend(0), bend(0.5) + bend(-0.5) - 2 * bend(0)
+        shown = max(abs(central - half), abs(gap - 4 * gap_half))
+        least = min(least, shown / abs(central - (place < 0)))
+    assert least == pytest.approx(0.4, abs=0.002), "at 2/7 of the step"
+    assert least > EXPLAINS
 
 
 def test_a_wrong_gradient_beside_a_kink_is_found() -> None:

@@ -133,6 +133,18 @@ def test_it_is_scipys_test(draw: int, by_seed: bool, tmp_path: Path) -> None:
     assert spread == pytest.approx((x.mean(), x.std(ddof=1), n))
 
 
+def test_seeds_are_paired_only_where_they_and_their_splits_are_the_same(tmp_path: Path) -> None:
+    a = family(tmp_path, "a", [0.80, 0.83, 0.81], split_by_seed=True)
+    b = family(tmp_path, "b", [0.84, 0.85, 0.88, 0.86], split_by_seed=True, lr=0.1)
+    assert told(compare([*a, *b[:3]])).method == "paired"
+    assert told(compare([*a, *b])).method == "Welch", "one seed more"
+    other = [
+        write(tmp_path / f"c-{seed}", 0.9 + 0.01 * seed, seed=seed, fingerprint=f"c{seed}", lr=0.2)
+        for seed in range(3)
+    ]
+    assert told(compare([*a, *other])).method == "Welch", "other samples held out"
+
+
 def test_what_is_beyond_the_spread_is_said(tmp_path: Path) -> None:
     found = compare(
         family(tmp_path, "a", [0.80, 0.81, 0.82]) + family(tmp_path, "b", [0.90, 0.91, 0.92], lr=1)
@@ -212,6 +224,12 @@ def test_data_and_versions_that_differ(tmp_path: Path) -> None:
         ("data", "left out", "0", "1", "0"),
         ("versions", "torch", "2.10", "3", "2.10"),
     ]
+    own = write(tmp_path / "own", 0.8, seed=1, data={"loss": "my.loss"})
+    found = compare([a, own])
+    assert [(d.kind, d.name, *d.values.values()) for d in found.differences] == [
+        ("network", "loss", "the task's", "my.loss")
+    ]
+    assert len(found.groups) == 2
     many = compare(
         family(tmp_path, "x", [0.1, 0.2, 0.3], split_by_seed=True)
         + family(tmp_path, "y", [0.1, 0.2, 0.3], split_by_seed=True, lr=1)

@@ -78,3 +78,9 @@ def in_order(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     explained = {code for f in findings for code in f.explains}
     kept = [f for f in findings if f.code not in explained]
     return tuple(sorted(kept, key=lambda f: SEVERITIES.index(f.severity)))
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first of the names, and how many more there are."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from vidi.doctor import measures
-from vidi.doctor.finding import STUCK, Finding, Severity
+from vidi.doctor.finding import STUCK, Finding, Severity, some
 from vidi.doctor.records import Records, Row
 
 VANISHED = 1e-3
@@ -168,7 +168,7 @@ def alike(records: Records) -> list[Finding]:
         Finding(
             code="equal-weights",
             severity="problem",
-            what=f"The units of a layer are all the same: {_some(names)} began with equal weights",
+            what=f"The units of a layer are all the same: {some(names)} began with equal weights",
             evidence=(
                 f"At step {rows[-1]['step']} the weights of {names[0]} differ by {spread:.1g} of "
                 "their norm from the mean of the units. Equal units get equal gradients, so that a "
@@ -196,7 +196,7 @@ def frozen(records: Records) -> list[Finding]:
         Finding(
             code="frozen",
             severity="warning",
-            what=f"Parameters are frozen, and nobody asked for it: {_some(names)}",
+            what=f"Parameters are frozen, and nobody asked for it: {some(names)}",
             evidence=(
                 f"{len(names)} of {len(names) + trained} parameters ask for no gradient "
                 "(requires_grad is False), and --freeze names none of them.",
@@ -229,7 +229,7 @@ def disconnected(records: Records) -> list[Finding]:
         Finding(
             code="no-gradient",
             severity="warning",
-            what=f"No gradient reaches {_some(names)}: {how}",
+            what=f"No gradient reaches {some(names)}: {how}",
             evidence=(
                 f"{len(names)} of {len(rows[-1]['parameters'])} trained parameters got none in "
                 f"{len(rows)} looks between steps {rows[0]['step']} and {rows[-1]['step']}.",
@@ -379,7 +379,9 @@ def dead(records: Records) -> list[Finding]:
             else records.again(f"--lr {measures.rounded(float(records.recipe.lr) / 3)}"),
             layer=worst,
             step=rows[-1]["step"],
-            series=_history(records, list(layers), key, "share of dead channels"),
+            series=measures.over_steps(
+                records, "layers", list(layers), key, "share of dead channels"
+            ),
             explains=("vanishing-gradient", "no-gradient", "rate-too-low", *STUCK) if gone else (),
         )
     ]
@@ -423,7 +425,9 @@ def saturated(records: Records) -> list[Finding]:
             else "It came with training: lower the rate, or put a batch norm before it.",
             layer=worst,
             step=last[-1]["step"],
-            series=_history(records, list(bad), "saturated", "share at the bounds"),
+            series=measures.over_steps(
+                records, "layers", list(bad), "saturated", "share at the bounds"
+            ),
             explains=("vanishing-gradient", "rate-too-low", "initial-loss", *STUCK),
         )
     ]
@@ -447,7 +451,7 @@ def evaluating_norms(records: Records) -> list[Finding]:
         Finding(
             code="norms-evaluating",
             severity="problem" if len(names) == row["norms"]["layers"] else "warning",
-            what=f"Batch norms are in evaluation mode during training: {_some(names)}",
+            what=f"Batch norms are in evaluation mode during training: {some(names)}",
             evidence=(
                 f"At step {row['step']} {len(names)} of {row['norms']['layers']} batch norms "
                 "normalise by their stored statistics, which then never change: from scratch those "
@@ -532,16 +536,5 @@ def _largest_gradient(row: Row) -> float:
     return max((f["gradient"] or 0.0 for f in row["parameters"].values()), default=0.0)
 
 
-def _history(records: Records, names: list[str], key: str, ylabel: str) -> Any:
-    rows = records.vitals
-    values = {n: [row["layers"].get(n, {}).get(key) for row in rows] for n in names[:5]}
-    return measures.over_steps(rows, values, ylabel)
-
-
 def _asked(name: str, parts: tuple[str, ...]) -> bool:
     return any(name == part or name.startswith(f"{part}.") for part in parts)
-
-
-def _some(names: list[str], most: int = 3) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

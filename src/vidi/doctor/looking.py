@@ -23,7 +23,7 @@ from vidi.data.audit import duplicates
 from vidi.data.audit.finding import Finding as Twins
 from vidi.data.audit.looks import look_at_all
 from vidi.data.dataset import Dataset
-from vidi.data.loader import Loader
+from vidi.data.loader import Loader, spread
 from vidi.data.overlap import iou
 from vidi.doctor.records import Records
 from vidi.engine.device import to_device
@@ -137,8 +137,8 @@ def look(records: Records, made: Prepared) -> Looked:
     dataset = made.plain.dataset
     count = _how_many(records, made)
     with _untouched(made.model):
-        training = _view(made, few(made.plain, count))
-        validation = _view(made, few(made.loaders["val"], count))
+        training = _view(made, made.plain.few(count))
+        validation = _view(made, made.loaders["val"].few(count))
         alone, norms = _alone(made)
         trained = _trained(made, count)
     twins, compared = _twins(dataset)
@@ -159,19 +159,6 @@ def look(records: Records, made: Prepared) -> Looked:
         alone=alone,
         norms_training=norms,
     )
-
-
-def few(loader: Loader, count: int) -> Loader:
-    """The same for ``count`` of its samples, evenly spread, with failures of its own."""
-    out = copy.copy(loader)
-    out.ids = _spread(loader.ids, count)
-    out.failures = {}
-    return out
-
-
-def _spread(ids: Array, count: int) -> Array:
-    rows = np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(np.int64)
-    return np.asarray(ids[rows])
 
 
 def _how_many(records: Records, made: Prepared) -> int:
@@ -436,7 +423,7 @@ def _alone(made: Prepared) -> tuple[float | None, tuple[str, ...]]:
     norms = tuple(n for n, m in model.named_modules() if isinstance(m, Norm) and _looks(m))
     if made.description.data["task"] == "detection":  # its images go through the network singly
         return None, norms
-    loader = few(made.plain, TOGETHER)
+    loader = made.plain.few(TOGETHER)
     loader.batch_size = TOGETHER
     with contextlib.closing(loader.epoch(0)) as batches:
         batch = next(batches)
@@ -470,7 +457,7 @@ def _twins(dataset: Dataset) -> tuple[tuple[Twins, ...], int]:
     height, width = dataset.images.size(int(dataset.splits["train"][0]))
     part = 10 if height * width > TWIN_PIXELS else 1
     most = {"train": TWINS["train"], "val": TWINS["val"], "test": TWINS["val"]}
-    some = {name: _spread(ids, most[name] // part) for name, ids in dataset.splits.items()}
+    some = {name: spread(ids, most[name] // part) for name, ids in dataset.splits.items()}
     # Validation and test together: what is in both of them was not trained on.
     others = np.concatenate([ids for name, ids in some.items() if name != "train"])
     both = {"train": some["train"], "others": others}

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 from statistics import median
-from typing import Any
 
 from vidi.doctor.finding import Series
 from vidi.doctor.records import Records, Row
 
-AUXILIARY = {"googlenet": 1.6, "fcn_resnet": 1.5}
-"""The losses of all outputs together, relative to the last one's, of networks that have several."""
+OUTPUTS = 1.6
+"""The losses of all three of GoogLeNet's outputs together, relative to the last one's."""
 
 
 def losses(records: Records) -> list[tuple[int, float]]:
@@ -43,7 +42,7 @@ def balanced(records: Records) -> dict[str, float]:
     recipe, k = records.recipe, len(records.classes)
     if records.description.data.get("loss") or recipe.optimiser.sum_pixels:
         return {}
-    factor = next((f for name, f in AUXILIARY.items() if recipe.model.startswith(name)), 1.0)
+    factor = OUTPUTS if recipe.model.startswith("googlenet") else 1.0
     if records.task in ("classification", "segmentation"):
         return {"cross_entropy": factor * math.log(max(2, k))}
     if records.task == "multilabel":
@@ -139,23 +138,25 @@ def learning(records: Records) -> Series:
     )
 
 
-def by_depth(values: dict[str, float], ylabel: str, *, log: bool = True) -> Series:
+def by_depth(values: dict[str, float], ylabel: str) -> Series:
     """One number per layer, in the network's order."""
     return Series(
         x=tuple(float(i) for i in range(len(values))),
         ys={ylabel: tuple(values.values())},
         xlabel="layer, from the input to the output",
         ylabel=ylabel,
-        log=log,
+        log=True,
         names=tuple(values),
     )
 
 
-def over_steps(rows: list[Row], values: dict[str, list[Any]], ylabel: str) -> Series:
-    """Some layers' numbers by step."""
+def over_steps(records: Records, part: str, names: list[str], key: str, ylabel: str) -> Series:
+    """What the looks say under ``key`` of the first five names of layers or parameters (``part``),
+    by step."""
+    rows = records.vitals
     return Series(
         x=tuple(float(row["step"]) for row in rows),
-        ys={name: tuple(found) for name, found in values.items()},
+        ys={n: tuple(row[part].get(n, {}).get(key) for row in rows) for n in names[:5]},
         xlabel="step",
         ylabel=ylabel,
     )

@@ -22,6 +22,7 @@ from torch import nn
 
 from vidi.data import augment
 from vidi.data.loader import Loader
+from vidi.doctor.finding import some
 from vidi.doctor.fresh import fresh
 from vidi.engine import device
 from vidi.engine.device import to_device
@@ -177,9 +178,9 @@ class Overfit:
                 "pixels (--image-size)."
             )
         if self.frozen:
-            out.append(f"Frozen: {_some(self.frozen)}.")
+            out.append(f"Frozen: {some(self.frozen, 5)}.")
         if self.still:
-            out.append(f"Without a gradient: {_some(self.still)}.")
+            out.append(f"Without a gradient: {some(self.still, 5)}.")
         return out
 
 
@@ -325,8 +326,3 @@ def _learn(
 def _share(task: str) -> float:
     """Of the loss before, at which a batch is learned."""
     return COARSE if task == "boundaries" else LEARNED
-
-
-def _some(names: tuple[str, ...], most: int = 5) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from statistics import median
-from typing import Any
 
 from vidi.doctor import generalisation, measures
 from vidi.doctor.finding import STUCK, Finding
@@ -90,7 +89,9 @@ def strong_decay(records: Records) -> list[Finding]:
             remedy=f"Decay less, about {lower}.",
             command=records.again(f"--optimiser.weight-decay {lower}"),
             step=rows[-1]["step"],
-            series=_norms(records, list(after)),
+            series=measures.over_steps(
+                records, "parameters", list(after), "weight", "norm of the weights"
+            ),
             explains=(
                 *STUCK,
                 "vanishing-gradient",
@@ -221,11 +222,3 @@ def decayed_norms(records: Records) -> list[Finding]:
             command=records.again("--optimiser.no-decay-biases-and-norms"),
         )
     ]
-
-
-def _norms(records: Records, names: list[str]) -> Any:
-    rows = records.vitals
-    values = {
-        name: [row["parameters"].get(name, {}).get("weight") for row in rows] for name in names[:5]
-    }
-    return measures.over_steps(rows, values, "norm of the weights")

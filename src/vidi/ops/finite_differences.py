@@ -13,7 +13,7 @@ that is under test: it is evaluated at half the step, too. Of a smooth function
 - the central differences at h and at h/2 are the same, and
 - the gap between the one-sided differences, forward and backward, halves with the step,
 
-both up to terms of h². At a kink one of the two is off by 0.43 of the disagreement at least,
+both up to terms of h². At a kink one of the two is off by 0.4 of the disagreement at least,
 wherever between the ends it lies. So a step is *smooth* if neither is off by :data:`EXPLAINS` of
 the disagreement. Two smooth steps that give the same difference prove the gradient wrong; else the
 probe is set aside as a *crossing*. A wrong backward changes nothing of what the loss is, so it is
@@ -41,7 +41,7 @@ TOLERANCE = 1e-5
 ROUNDING = 100 * 2.0**-52
 """What a loss, relative to itself, may be off by from rounding: a few hundred operations deep."""
 EXPLAINS = 0.25
-"""A kink accounts for 0.43 of the disagreement that it causes, at least."""
+"""A kink accounts for 0.4 of the disagreement that it causes, at least."""
 MOST_CROSSINGS = 0.05
 """The share of probes that may be set aside."""
 ENTRIES = 8

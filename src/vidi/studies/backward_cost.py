@@ -9,7 +9,7 @@ gradient. Wiggling weights one by one would take a forward pass for each of them
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +85,7 @@ def layer_cost(name: str, layer: nn.Module, x: Tensor, *, first: bool, repeats: 
     return Cost(name, forward // len(x), counted(backward) // len(x), *seconds)
 
 
-def fastest(runs: list[Callable[[], object]], repeats: int) -> tuple[float, ...]:
+def fastest(runs: Sequence[Callable[[], object]], repeats: int) -> tuple[float, ...]:
     """Processor seconds of each, the least of ``repeats`` rounds in which they take turns: what
     else the machine does counts for little."""
     taken = np.full((repeats, len(runs)), np.inf)

@@ -22,6 +22,7 @@ import torch
 
 from vidi.studies import Measured, Study, Table
 from vidi.studies._sheet import GREEN, GREY, ORANGE, RED, sheet
+from vidi.studies.ravine import steps_to
 from vidi.types import Array
 
 CLAIM = 8
@@ -91,7 +92,7 @@ def run(*, small: bool = False, full: bool = False, folder: Path | None = None) 
         "practice": (np.sqrt(kappa) - 1) / (np.sqrt(kappa) + 1),
     }
     paths = {form: descend(form, rate, alpha, 3000) for form, (_, rate, alpha) in found.items()}
-    needed = {form: steps_to(path) for form, path in paths.items()}
+    needed = {form: steps_to(np.linalg.norm(path, axis=1)) for form, path in paths.items()}
     same = {form: descend(form, *PING_PONG, 300) for form in FORMS}
     across = {form: float(np.abs(path[20:, 1]).max()) for form, path in same.items()}
     usual = descend("slide", PING_PONG[0], 0.9, 300)
@@ -195,12 +196,6 @@ def run(*, small: bool = False, full: bool = False, folder: Path | None = None) 
             "the search over both covers it.",
         ),
     )
-
-
-def steps_to(path: Array) -> int:
-    """Steps until, for good, within a thousandth of the first distance."""
-    distance = np.linalg.norm(path, axis=1)
-    return int(np.flatnonzero(distance > 1e-3 * distance[0])[-1]) + 1
 
 
 def observed(path: Array) -> float:

@@ -9,14 +9,13 @@ multiply-adds. The papers' programs differed by more: 47 s against 0.32 s an ima
 
 from __future__ import annotations
 
-import time
+import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from vidi.models import count
 from vidi.models.fast_rcnns import fast_rcnn_alexnet, fast_rcnn_vgg16
@@ -24,6 +23,7 @@ from vidi.models.rcnns import rcnn_alexnet, rcnn_vgg16
 from vidi.models.vggs import vgg16
 from vidi.studies import Measured, Study, Table, Value
 from vidi.studies._sheet import BLUE, GREY, ORANGE, sheet
+from vidi.studies.backward_cost import counted, fastest
 
 CLAIM = 17
 
@@ -52,23 +52,8 @@ def detector_macs(build: Any, number: int, size: tuple[int, int]) -> int:
     """Multiply-adds for one image of h × w pixels and ``number`` regions, without computing."""
     with torch.device("meta"):
         net, image = build().eval(), torch.empty(1, 3, *size)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(image, regions(number, size).to("meta"))
-    return int(counter.get_total_flops()) // 2
-
-
-def seconds(nets: list[nn.Module], image: Tensor, boxes: Tensor, repeats: int) -> list[float]:
-    """Processor seconds of each network, the least of ``repeats`` rounds in which they take
-    turns."""
-    taken = np.full((repeats, len(nets)), np.inf)
-    with torch.inference_mode():
-        for row in taken:
-            for k, net in enumerate(nets):
-                start = time.process_time()
-                net(image, boxes)
-                row[k] = time.process_time() - start
-    least: list[float] = taken.min(0).tolist()
-    return least
+    with torch.no_grad():
+        return counted(lambda: net(image, regions(number, size).to("meta")))
 
 
 def run(*, small: bool = False, full: bool = False, folder: Path | None = None) -> Study:
@@ -177,7 +162,10 @@ def _timed() -> Timed:
     for number in numbers:
         a, b = (detector_macs(build, number, size) for build in builds)
         operations.append((a, b))
-        c, d = seconds(nets, image, regions(number, size), repeats=3)
+        boxes = regions(number, size)
+        runs = [functools.partial(net, image, boxes) for net in nets]
+        with torch.inference_mode():
+            c, d = fastest(runs, repeats=3)
         took.append((c, d))
     return numbers, size, operations, took
 
