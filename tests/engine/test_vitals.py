@@ -26,9 +26,9 @@ def train(folder: Path, **changes: Any) -> vidi.Run:
 
 def test_looks_grow_rarer() -> None:
     looks = [step for step in range(1, 20_001) if due(step)]
-    assert looks[:9] == [1, 2, 4, 8, 16, 32, 50, 100, 150]
-    gaps = [b - a for a, b in itertools.pairwise(looks[6:])]
-    assert gaps[0] == 50 and gaps[-1] == 400
+    assert looks[:9] == [1, 2, 4, 8, 16, 32, 64, 100, 200]
+    gaps = [b - a for a, b in itertools.pairwise(looks[7:])]
+    assert gaps[0] == 100 and gaps[-1] == 400
     assert all(b >= a for a, b in itertools.pairwise(gaps))
     assert len([step for step in range(1, 1_000_001) if due(step)]) < 400
 

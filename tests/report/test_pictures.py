@@ -131,10 +131,10 @@ def test_where_no_sample_could_be_read_none_is_drawn(
     draw: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(api, "predictions", lambda *_: iter([(SimpleNamespace(samples=[]), [])]))
-    monkeypatch.setattr(api, "_few", lambda loader: loader)
     description = SimpleNamespace(recipe=SimpleNamespace(model="net"), data={"format": "own"})
+    loader = SimpleNamespace(few=lambda count: None)
     made = SimpleNamespace(
-        model=None, task=None, compute=None, loaders={"val": None}, description=description
+        model=None, task=None, compute=None, loaders={"val": loader}, description=description
     )
     best = {"f": 0.0, "recall": 0.0, "precision": 0.0}
     more = [{"curve": [], "ods_at": best}] if draw is api._draw_boundaries else []

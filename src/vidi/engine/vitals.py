@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from vidi.engine.run import read_rows
 
 FILE = "vitals.jsonl"
-EVERY = 50
+EVERY = 100
 """Steps between two looks; twice as many each time that the run is twice as long as ``DENSE``."""
-DENSE = 2500
+DENSE = 5000
 LOOKED = 1 << 14
 """Values of a layer's output that are looked at, about."""
 SAMPLES = 8
@@ -41,7 +41,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
 
 
 def due(step: int) -> bool:
-    """Whether update number ``step`` (from 1) is looked at: 1, 2, 4 … 32, then every 50th, and in
+    """Whether update number ``step`` (from 1) is looked at: 1, 2, 4 … 64, then every 100th, and in
     long runs ever fewer."""
     if step < EVERY:
         return step & (step - 1) == 0
