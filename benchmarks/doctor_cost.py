@@ -2,10 +2,10 @@
 
     python benchmarks/doctor_cost.py [--data DIR] [--rounds 5] [--steps 150]
 
-Each round trains every case twice from the same start, with ``--logging.vitals`` on and off, in
-changing order. What is timed are the steps, from the sixth on, and what follows evaluations (the
-doctor reads the records then); evaluations themselves, the same in both, are not. The last line is
-JSON.
+Each round trains every case twice from the same start, with ``--logging.vitals`` on and off, in two
+processes that take turns of some seconds (``alternate.py``). What is timed are the steps, from the
+sixth on, and what follows evaluations (the doctor reads the records then); evaluations themselves,
+the same in both, are not. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -14,53 +14,15 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from alternate import Stopwatch, seconds_per_step
+
 import vidi
 
-FIRST = 5
-"""Steps that are not timed: they compile and allocate."""
 
-
-class Stopwatch:
-    """Seconds of training, told by what training tells a display."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._since: float | None = None
-        self.steps = 0
-
-    def step(self, step: int, loss: float, images_per_second: float) -> None:
-        now = time.perf_counter()
-        if self._since is not None and step > FIRST:
-            self.seconds += now - self._since
-            self.steps += 1
-        self._since = now
-
-    def evaluated(self, **what: Any) -> None:
-        self._since = time.perf_counter()
-
-    def note(self, sentence: str) -> None: ...
-    def start(self, **what: Any) -> None: ...
-    def measured(self, total_steps: int) -> None: ...
-
-    def finish(self, rows: list[tuple[str, str]]) -> None:
-        """After the last evaluation the doctor has read the records once more, untimed."""
-
-
-def alone(function: Callable[..., float], *arguments: Any) -> float:
-    """In a process of its own: a later training in the same one is slower."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def seconds_per_step(case: dict[str, Any], steps: int, vitals: bool) -> float:
-    watch = Stopwatch()
+def training(watch: Stopwatch, case: dict[str, Any], steps: int, vitals: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         vidi.train(
             case["data"],
@@ -71,7 +33,6 @@ def seconds_per_step(case: dict[str, Any], steps: int, vitals: bool) -> float:
             progress=watch,
             **case.get("settings", {}),
         )
-    return watch.seconds / watch.steps
 
 
 def cases(data: Path | None) -> dict[str, dict[str, Any]]:
@@ -110,10 +71,10 @@ def main() -> None:
             continue
         ratios = results.setdefault(name, [])
         for number in range(told.rounds):
-            found = {}
-            for vitals in (number % 2 == 0, number % 2 == 1):
-                found[vitals] = alone(seconds_per_step, case, told.steps, vitals)
-            ratios.append(found[True] / found[False])
+            with_it, without = seconds_per_step(
+                [(training, (case, told.steps, vitals)) for vitals in (True, False)]
+            )
+            ratios.append(with_it / without)
             print(f"{name}: round {number + 1}: {ratios[-1]:.3f}", flush=True)
     print("| case | time with it, relative to without: median (least to greatest) |\n|---|---|")
     for name, ratios in results.items():

@@ -4,8 +4,9 @@
     python benchmarks/members_cost.py $VIDI_DATA/imagenette-small --model resnet18 \\
         --image-size 64 --cache off
 
-Each round trains one network and an ensemble for as many steps, in changing order; what is timed
-are the steps from the sixth on, without evaluations. The last line is JSON.
+Each round trains one network, and an ensemble for a fifth as many steps, in two processes that take
+turns of some seconds (``alternate.py``); what is timed are the steps from the sixth on, without
+evaluations. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from doctor_cost import Stopwatch, alone
+from alternate import Stopwatch, seconds_per_step
 
 import vidi
 
 
-def seconds_per_step(told: argparse.Namespace, members: int) -> float:
-    watch = Stopwatch()
+def training(watch: Stopwatch, told: argparse.Namespace, members: int, steps: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         vidi.train(
             told.data,
@@ -31,12 +31,11 @@ def seconds_per_step(told: argparse.Namespace, members: int) -> float:
             members=members,
             image_size=told.image_size or "auto",
             batch_size=told.batch_size or "auto",
-            length={"steps": told.steps, "evaluate_every": 1e6},
+            length={"steps": steps, "evaluate_every": 1e6},
             data={"cache": told.cache},
             logging={"pictures": False},
             progress=watch,
         )
-    return watch.seconds / watch.steps
 
 
 def main() -> None:
@@ -52,10 +51,13 @@ def main() -> None:
     told = parser.parse_args()
     ratios = []
     for number in range(told.rounds):
-        found = {}
-        for members in (1, told.members) if number % 2 == 0 else (told.members, 1):
-            found[members] = alone(seconds_per_step, told, members)
-        ratios.append(found[told.members] / found[1])
+        several, one = seconds_per_step(
+            [
+                (training, (told, told.members, told.steps)),
+                (training, (told, 1, told.steps * told.members)),
+            ]
+        )
+        ratios.append(several / one)
         print(f"round {number + 1}: {ratios[-1]:.3f}", flush=True)
     print(
         f"{told.data}, {told.model}: {told.members} members take {statistics.median(ratios):.3f} "
