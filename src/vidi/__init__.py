@@ -18,21 +18,16 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from vidi import models
-    from vidi.api import (
+    from vidi.api import Model, Run, ensemble, examine, load, train
+    from vidi.data.dataset import Dataset
+    from vidi.data.open import open_data as open
+    from vidi.engine.answers import (
         BoundaryMap,
         DetectedObjects,
         Evaluation,
-        Model,
         Prediction,
-        Run,
         Segmentation,
-        ensemble,
-        examine,
-        load,
-        train,
     )
-    from vidi.data.dataset import Dataset
-    from vidi.data.open import open_data as open
     from vidi.engine.flow_fields import FlowField
     from vidi.engine.heatmaps import HeatMap
     from vidi.engine.learned_proposals import Proposed
@@ -59,14 +54,14 @@ _HOME = {
     "open": "vidi.data.open:open_data",
     "Run": "vidi.api",
     "Model": "vidi.api",
-    "Prediction": "vidi.api",
-    "Segmentation": "vidi.api",
-    "BoundaryMap": "vidi.api",
-    "DetectedObjects": "vidi.api",
+    "Prediction": "vidi.engine.answers",
+    "Segmentation": "vidi.engine.answers",
+    "BoundaryMap": "vidi.engine.answers",
+    "DetectedObjects": "vidi.engine.answers",
     "FlowField": "vidi.engine.flow_fields",
     "HeatMap": "vidi.engine.heatmaps",
     "Proposed": "vidi.engine.learned_proposals",
-    "Evaluation": "vidi.api",
+    "Evaluation": "vidi.engine.answers",
     "Dataset": "vidi.data.dataset",
     "Sample": "vidi.types",
     "Boxes": "vidi.types",

@@ -38,6 +38,13 @@ from vidi.engine import (
     propose,
     tiled,
 )
+from vidi.engine.answers import (
+    BoundaryMap,
+    DetectedObjects,
+    Evaluation,
+    Prediction,
+    Segmentation,
+)
 from vidi.engine.evaluate import Compute, predictions
 from vidi.engine.flow_fields import FlowField
 from vidi.engine.heatmaps import ENLARGE, HeatMap
@@ -68,11 +75,10 @@ from vidi.errors import InputError
 from vidi.models import DENSE, compress
 from vidi.models.convolutional import Convolutional, convolutionalize
 from vidi.models.members import Members, members_of
-from vidi.ops.suppression import suppress
 from vidi.recipe import Recipe
 from vidi.report import progress as report
 from vidi.tasks import multilabel
-from vidi.types import Array, Detections, Notes
+from vidi.types import Array, Notes
 
 WATCHING = 0.01
 """The share of training's time in which the doctor may look at it."""
@@ -104,66 +110,6 @@ class Run:
     def predict(self, sources: Any) -> list[Prediction]:
         """See :meth:`Model.predict`."""
         return load(self.path).predict(sources)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a run says of one image. ``label``: the likeliest class, at ``probability``. ``labels``:
-    all that the image is said to have, which may be several or none where the run is multi-label.
-    ``probabilities``: float64 [K], one per class."""
-
-    path: str
-    label: str
-    probability: float
-    labels: tuple[str, ...]
-    probabilities: Array
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """What a segmentation run says of one image. ``mask``: uint8 (int32 for more than 256 classes)
-    [H, W], a class's number for each pixel. ``shares``: the classes that it holds, by their share
-    of the pixels, the largest first."""
-
-    path: str
-    mask: Array
-    shares: dict[str, float]
-
-
-@dataclass(frozen=True)
-class BoundaryMap:
-    """What a boundary run says of one image. ``soft``: float32 [H, W], 0 to 1: how likely each
-    pixel is on a boundary. ``thin``: that after non-maximum suppression, one or two pixels wide."""
-
-    path: str
-    soft: Array
-
-    @functools.cached_property
-    def thin(self) -> Array:
-        return suppress(self.soft)
-
-
-@dataclass(frozen=True)
-class DetectedObjects:
-    """What a detection run finds in one image. ``size``: its height and width. ``found``: boxes,
-    labels and scores, the surest first. ``names``: the class of each."""
-
-    path: str
-    size: tuple[int, int]
-    found: Detections
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A run's score on a split. ``details`` holds the rows per class and the confusion matrix."""
-
-    run: str
-    data: str
-    split: str
-    samples: int
-    metrics: dict[str, float]
-    details: dict[str, Any]
 
 
 def train(

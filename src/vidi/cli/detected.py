@@ -14,8 +14,9 @@ from vidi.cli.outputs import free_name, writing_to
 from vidi.errors import InputError
 
 if TYPE_CHECKING:
-    from vidi.api import DetectedObjects, Model
+    from vidi.api import Model
     from vidi.data.detection_files import CocoNumbers
+    from vidi.engine.answers import DetectedObjects
     from vidi.types import Detections
 
 

@@ -18,7 +18,8 @@ from vidi.cli.outputs import finite
 from vidi.errors import InputError
 
 if TYPE_CHECKING:
-    from vidi.api import Evaluation, Model
+    from vidi.api import Model
+    from vidi.engine.answers import Evaluation
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from vidi.cli.outputs import free_name, new_folder, writing_to
 from vidi.errors import InputError
 
 if TYPE_CHECKING:
-    from vidi.api import BoundaryMap, Model, Prediction, Segmentation
+    from vidi.api import Model
+    from vidi.engine.answers import BoundaryMap, Prediction, Segmentation
     from vidi.engine.heatmaps import HeatMap
 
 CHUNK = {"detection": 8, "segmentation": 4, "boundaries": 4}
