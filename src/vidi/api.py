@@ -80,7 +80,7 @@ from vidi.report import progress as report
 from vidi.tasks import multilabel
 from vidi.types import Array, Notes
 
-WATCHING = 0.01
+WATCHING = 0.002
 """The share of training's time in which the doctor may look at it."""
 DRAWN = 6
 """Samples whose predictions are drawn into a run."""
@@ -785,7 +785,7 @@ def _opened(data: Any, recipe: Recipe) -> Dataset:
 
 def _watcher(directory: RunDirectory, recipe: Recipe, display: Progress) -> Callable[..., None]:
     """Says what the doctor finds in a run's records, each problem once. It is passed over where
-    it would take more than a hundredth of the time; the ``last`` time never."""
+    it would take more than that share of the time; the ``last`` time never."""
     said: set[str] = set()
     began, spent = time.perf_counter(), 0.0
 
