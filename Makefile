@@ -1,6 +1,7 @@
 # make demo    train on embedded real data, and look at what comes out
 # make test    the tests
 # make check   format, lint, types, tests: what CI runs
+# make docs    the pages in docs/ as a site, in docs/_build/html
 # make format  let ruff rewrite what it can
 # make clean   remove the environment and everything that was made
 #
@@ -14,7 +15,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 RUNS   ?= runs
 
-.PHONY: demo test check format clean
+.PHONY: demo test check docs format clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -29,12 +30,16 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(MAKE) test
 
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist docs/_build .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is newer than both files exactly when the environment is what they ask for.

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 import inspect
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +21,11 @@ from torch import nn
 
 from vidi import doctor
 from vidi import recipe as recipes
-from vidi.data.cache import seconds
-from vidi.data.dataset import Dataset, FramePairs
-from vidi.data.open import KIND, from_images, from_pairs, open_data
+from vidi.data.dataset import Dataset
+from vidi.data.open import KIND, from_images, open_data
+from vidi.deploy import backends
+from vidi.deploy.converted import Converted
+from vidi.deploy.export import IMAGES, MAX_LOSS, Exported, export
 from vidi.engine import (
     checkpoint,
     defaults,
@@ -36,25 +37,18 @@ from vidi.engine import (
     learned_proposals,
     probe,
     propose,
+    streams,
     tiled,
+    trackers,
 )
-from vidi.engine.answers import (
-    BoundaryMap,
-    DetectedObjects,
-    Evaluation,
-    Prediction,
-    Segmentation,
-)
+from vidi.engine.answers import Evaluation, Prediction
 from vidi.engine.evaluate import Compute, predictions
-from vidi.engine.flow_fields import FlowField
 from vidi.engine.heatmaps import ENLARGE, HeatMap
 from vidi.engine.learned_proposals import Proposed
 from vidi.engine.prepare import (
     Prepared,
     address,
     build,
-    kept_size,
-    loader,
     make_task,
     prepare,
     unreadable,
@@ -72,12 +66,14 @@ from vidi.engine.run import (
 )
 from vidi.engine.train import Outcome, Progress, fit, write_weights
 from vidi.errors import InputError
-from vidi.models import DENSE, compress
+from vidi.models import compress
 from vidi.models.convolutional import Convolutional, convolutionalize
 from vidi.models.members import Members, members_of
 from vidi.recipe import Recipe
+from vidi.report import compare
 from vidi.report import progress as report
-from vidi.tasks import multilabel
+from vidi.report import run_report as run_reports
+from vidi.report.run_report import RunReport
 from vidi.types import Array, Notes
 
 WATCHING = 0.002
@@ -147,11 +143,6 @@ def train(
     wanted = recipes.replace(recipe or Recipe(), changes)
     recipes.check(wanted)
     device.tune_allocator()
-    if wanted.logging.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise InputError(
-            "--logging.tensorboard needs the package tensorboard, which is not installed: pip "
-            "install 'vidi[tensorboard]'."
-        )
     with contextlib.ExitStack() as stack:
         stack.enter_context(distributed.session())
         display = progress if progress is not None else stack.enter_context(report.display())
@@ -171,6 +162,7 @@ def train(
             data = saved.data["root"] if data is None else data
         elif data is None:
             raise InputError("There is nothing to train on. Name a folder of images, or digits.")
+        trackers.check(wanted.logging.trackers)
         where = distributed.local_device(device.choose(wanted.device))
         dataset = _opened(data, wanted)
         for note in dataset.notes:
@@ -199,6 +191,10 @@ def train(
         display.note(f"run: {directory.path}")
         stack.enter_context(device.threads_for(made.work))
         watch = _watcher(directory, made.description.recipe, display)
+        step = 0 if state is None else state.step
+        tracked = stack.enter_context(
+            trackers.tracked(directory, made.description, step, display.note)
+        )
         if wanted.probe:
             outcome = probe.fit(directory, made, display)
         else:
@@ -215,6 +211,7 @@ def train(
                 progress=display,
                 state=state,
                 watch=watch,
+                tell=tracked.tell,
             )
         watch(last=True)
         distributed.gathered(None)  # every process waits for the best weights to be written
@@ -230,6 +227,7 @@ def train(
                     _draw(directory, made, results)
                 except OSError as error:  # the run itself is whole
                     display.note(f"The pictures could not be drawn: {error.strerror or error}.")
+        tracked.finish(128 + outcome.interrupted if outcome.interrupted else 0)
         for note in made.store.notes:
             display.note(note)
         display.finish(_table(result))
@@ -254,6 +252,18 @@ class Model:
     @property
     def recipe(self) -> Recipe:
         return self.description.recipe
+
+    @property
+    def trained(self) -> nn.Module:
+        """The network in torch, whatever computes :attr:`network`."""
+        network = self.network
+        return network.trained if isinstance(network, Converted) else network
+
+    @property
+    def backend(self) -> str:
+        """What computes the network: ``torch``, or a library and its arithmetic, such as
+        ``openvino bf16``."""
+        return self.network.name if isinstance(self.network, Converted) else "torch"
 
     @property
     def palette(self) -> list[list[int]] | None:
@@ -286,72 +296,52 @@ class Model:
 
         Raises :class:`InputError` that lists every image that cannot be read.
         """
-        views = self._views(flip, scales)
-        overlap = tiled.settled(self.recipe.task, tile, overlap)
         images = [sources] if isinstance(sources, str | Path | np.ndarray) else list(sources)
-        most = self.recipe.data.max_megapixels
+        if not images:
+            raise InputError("There is no image to look at.")
         if self.recipe.task == "flow":
-            dataset = from_pairs([_pair(one) for one in images], max_megapixels=most)
-        else:
-            dataset = from_images(images, max_megapixels=most)
-        ids = np.arange(len(dataset))
-        if self.recipe.task == "detection":
-            dataset = propose.attach(dataset, ids, self.recipe, threads=defaults.cores())
-        task, batches = self._loader(dataset, ids)
-        if tile is not None:
-            task = tiled.Tiled(task, dataset, self.recipe, self.compute, tile, overlap)
-        found: list[Any] = []
-        for _, some in predictions(self.network, task, batches, self.compute, **views):
-            found += some
-        if batches.failures:
-            raise InputError(unreadable(batches.failures, "and got no prediction"))
-        if self.recipe.task in DENSE:
-            self.notes += [n for n in getattr(task, "notes", ()) if n not in self.notes]
-        if dataset.images2 is not None:
-            return [
-                FlowField(
-                    path=dataset.images.key(i),
-                    path2=dataset.images2.key(i),
-                    image=dataset.images.load(i, None)[0],
-                    image2=dataset.images2.load(i, None)[0],
-                    flow=p.flow,
-                )
-                for i, p in enumerate(found)
-            ]
-        if self.recipe.task == "detection":
-            return [
-                DetectedObjects(
-                    path=dataset.images.key(i),
-                    size=dataset.images.size(i),
-                    found=p,
-                    names=tuple(self.classes[k] for k in p.labels),
-                )
-                for i, p in enumerate(found)
-            ]
-        if self.recipe.task == "boundaries":
-            return [BoundaryMap(dataset.images.key(i), p.soft) for i, p in enumerate(found)]
-        if self.recipe.task == "segmentation":
-            return [
-                Segmentation(dataset.images.key(i), p.mask, self._shares(p.mask))
-                for i, p in enumerate(found)
-            ]
-        out = []
-        for i, p in enumerate(found):
-            likeliest = self.classes[int(p.probabilities.argmax())]
-            labels: tuple[str, ...] = (likeliest,)
-            if self.recipe.task == "multilabel":
-                said = np.flatnonzero(p.probabilities >= multilabel.THRESHOLD)
-                labels = tuple(self.classes[k] for k in said)
-            out.append(
-                Prediction(
-                    path=dataset.images.key(i),
-                    label=likeliest,
-                    probability=float(p.probabilities.max()),
-                    labels=labels,
-                    probabilities=p.probabilities,
-                )
-            )
-        return out
+            images = [_pair(one) for one in images]
+        answers = list(self.stream(images, flip=flip, scales=scales, tile=tile, overlap=overlap))
+        failures = {str(n): str(a) for n, a in enumerate(answers) if isinstance(a, InputError)}
+        if failures:
+            raise InputError(unreadable(failures, "and got no prediction"))
+        return answers
+
+    def stream(
+        self,
+        sources: Iterable[Any],
+        *,
+        batch_size: int | None = None,
+        ahead: int = streams.AHEAD,
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
+        tile: int | None = None,
+        overlap: int | None = None,
+    ) -> Generator[Any, None, None]:
+        """What :meth:`predict` says of each source, in order, as it comes: sources are taken as
+        they are needed, threads read images ahead while the network computes, and nothing is kept.
+        In the place of an answer about what cannot be read stands the :class:`InputError` that says
+        why. Close it to stop early.
+
+        ``batch_size``: images that go through the network together; None: as many as suit the task
+        and the images. ``ahead``: batches that are read while one is computed; 0 for sources that
+        come slowly, such as a camera's, with a batch of one. The others: as for :meth:`predict`.
+        """
+        views = self._views(flip, scales)
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"The batch is {batch_size} images; at least 1 is expected.")
+        return streams.Stream(
+            self.network,
+            self.recipe,
+            self.classes,
+            self.compute,
+            batch_size=batch_size,
+            ahead=ahead,
+            views=views,
+            tile=tile,
+            overlap=tiled.settled(self.recipe.task, tile, overlap),
+            notes=self.notes,
+        ).answers(sources)
 
     def proposals(self, sources: Any, count: int = 1000) -> list[Proposed]:
         """Where a network that proposes regions itself says that objects may be, of whatever class,
@@ -363,7 +353,7 @@ class Model:
         images = [sources] if isinstance(sources, str | Path | np.ndarray) else list(sources)
         dataset = from_images(images, max_megapixels=self.recipe.data.max_megapixels)
         return learned_proposals.search(
-            self.network,
+            self.trained,
             self.recipe,
             self.compute,
             dataset,
@@ -376,13 +366,13 @@ class Model:
     def convolutional(self) -> Convolutional:
         """The network, made to give its scores at every place of an image of any size
         (:func:`vidi.models.convolutionalize`); it shares its weights with :attr:`network`."""
-        if isinstance(self.network, Members):
+        if isinstance(self.trained, Members):
             raise InputError(
                 "This run is an ensemble, of which no one network could be laid over the image. "
                 "Ask a run of one network."
             )
         assert self.recipe.image_size != "auto"
-        return convolutionalize(self.network, image_size=self.recipe.image_size)
+        return convolutionalize(self.trained, image_size=self.recipe.image_size)
 
     def heatmap(
         self, sources: Any, *, label: str | None = None, enlarge: float = ENLARGE
@@ -511,7 +501,7 @@ class Model:
             raise InputError(
                 f"{self.path} is compressed already. Compress the run that it was made from."
             )
-        layers = compress.connected(self.network)
+        layers = compress.connected(self.trained)
         if not layers:
             raise InputError(
                 "A truncated SVD is for Fast R-CNN's fully connected layers; "
@@ -524,7 +514,7 @@ class Model:
                 f"given are {len(ranks)} ranks."
             )
         cut = dict(zip(layers, map(int, ranks), strict=False))
-        network = compress.truncated_svd(self.network, cut)
+        network = compress.truncated_svd(self.trained, cut)
         data = self.description.data | {"svd": cut}
         description = dataclasses.replace(self.description, data=data)
         return dataclasses.replace(self, network=network, description=description)
@@ -536,8 +526,43 @@ class Model:
         if directory.path.exists():
             raise InputError(f"{directory.path} exists already. Choose another folder.")
         directory.write_description(self.description)
-        write_weights(directory, self.network, self.description)
+        write_weights(directory, self.trained, self.description)
         return directory.path
+
+    def export(
+        self,
+        format: Literal["onnx", "openvino", "torch"],
+        out: str | Path,
+        *,
+        data: Any = None,
+        int8: bool = False,
+        max_loss: float = MAX_LOSS,
+        images: int = IMAGES,
+        size: tuple[int, int] | None = None,
+        say: Callable[[str], None] = lambda note: None,
+    ) -> Exported:
+        """Write the whole function, from an image's bytes to the answer, as the new file ``out``
+        (.onnx, .xml, .pt2), and a card beside it; compared with this run on real images.
+
+        ``data``: the data that it is compared on, or a folder of images; default: the run's own
+        validation split. ``images``: how many of them. ``int8``: in whole numbers of 8 bits, unless
+        that costs more than ``max_loss`` of the task's main metric. ``size``: the only (height,
+        width) that the file takes. ``say`` hears what was settled.
+
+        Raises :class:`InputError` for what cannot be exported, and :class:`RunError`, with the
+        figures, where the file does not answer as the run does; then nothing is left.
+        """
+        return export(
+            self,
+            format,
+            out,
+            data=data,
+            int8=int8,
+            max_loss=max_loss,
+            images=images,
+            size=size,
+            say=say,
+        )
 
     def _views(self, flip: bool, scales: Sequence[float]) -> dict[str, Any]:
         """What the task's predict is to average over."""
@@ -553,38 +578,29 @@ class Model:
             raise InputError(f"The scales are {scales}; numbers from 0.1 to 10 are expected.")
         return {"flip": flip, "scales": scales}
 
-    def _shares(self, mask: Array) -> dict[str, float]:
-        counts = np.bincount(mask.ravel(), minlength=len(self.classes))
-        order = np.argsort(-counts, kind="stable")
-        return {self.classes[k]: float(counts[k] / mask.size) for k in order if counts[k]}
-
     def _loader(self, dataset: Dataset, ids: Array) -> tuple[Any, Any]:
         task = make_task(self.recipe.task, self.classes, self.recipe, None)
-        shorter = kept_size(self.recipe)
-        images = dataset.images
-        if dataset.images2 is not None:
-            images = FramePairs(images, dataset.images2)
-
-        def load(i: int) -> tuple[Array, tuple[int, int]]:
-            return images.load(i, shorter)
-
-        return task, loader(
-            dataset,
-            ids,
-            self.recipe,
-            task,
-            load,
-            self.compute.normalisation,
-            load2=seconds(dataset, load),
-        )
+        return task, streams.reader(dataset, ids, self.recipe, task, self.compute)
 
 
-def load(run: str | Path, *, device: str = "auto", network: Any = None) -> Model:
+def load(
+    run: str | Path,
+    *,
+    device: str = "auto",
+    network: Any = None,
+    backend: backends.Backend = "torch",
+    images: int | None = None,
+) -> Model:
     """The best weights of a run folder, or of its ``best.safetensors`` alone.
 
-    ``network``: the one that was given from Python for training, if it was.
+    ``network``: the one that was given from Python for training, if it was. ``backend``: what
+    computes it. ``auto`` is the fastest of torch, OpenVINO and ONNX Runtime on an x86 CPU whose
+    outputs are torch's within a tolerance, and torch elsewhere; finding out takes some seconds,
+    once (:mod:`vidi.deploy.backends`). ``images``: how many are going to be predicted, where that
+    is known; for so few that it would not pay, ``auto`` does not convert.
 
-    Raises :class:`InputError` where there is none, or it was not written by vidi.
+    Raises :class:`InputError` where there is none, or it was not written by vidi, and for a named
+    backend that is not installed or cannot compute it.
     """
     from vidi.engine import device as devices
 
@@ -613,12 +629,9 @@ def load(run: str | Path, *, device: str = "auto", network: Any = None) -> Model
     channels_last = bool(recipe.channels_last)
     network = devices.layout(network.to(where), channels_last).eval()
     precision = recipe.precision if devices.computes(where, recipe.precision) else "fp32"
-    return Model(
-        path,
-        description,
-        network,
-        Compute(where, precision, channels_last, description.normalisation),
-    )
+    compute = Compute(where, precision, channels_last, description.normalisation)
+    chosen = backends.choose(network, file, recipe, compute, backend, images)
+    return Model(path, description, chosen.network, compute, chosen.notes)
 
 
 def ensemble(runs: Sequence[str | Path], *, device: str = "auto") -> Model:
@@ -770,6 +783,115 @@ def examine(
     records = doctor.read_records(Path(run).expanduser())
     made = reopen(run, data=data, device=device, network=network, loss=loss)
     return doctor.examine_on_data(records, made)
+
+
+def run_report(
+    runs: str | Path | Sequence[str | Path],
+    *,
+    split: str | None = None,
+    data: bool = True,
+    device: str = "auto",
+) -> RunReport:
+    """One HTML page about a run, or about several side by side, as ``vidi report`` writes it;
+    :func:`vidi.report.run_report.save` writes it to a file.
+
+    ``split``: whose details and samples are shown; test where there is one, else validation.
+    ``data``: whether the data is opened; without, samples and what is measured on them are left
+    out, as they are where it is gone.
+
+    Raises :class:`InputError` for a folder that is no run, runs of different tasks, and a split
+    that there is nothing to say of.
+    """
+    paths = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
+    comparison = compare.compare(paths) if len(paths) > 1 else None
+    found = compare.read_all(paths) if comparison is None else comparison.runs
+    subjects = [_subject(run, split, data, device) for run in found]
+    return run_reports.written(subjects, comparison)
+
+
+def _subject(
+    run: compare.ComparedRun, asked: str | None, with_data: bool, device: str
+) -> run_reports.Subject:
+    """A run with what can be opened of it; what cannot is said in its notes."""
+    records = doctor.read_records(run.path)
+    results = run_reports.with_nan(records.evaluation)
+    # Of a run that was never measured, what its data has.
+    known = results or run.metrics or run.description.data["samples"]
+    split = asked or next(s for s in ("test", "val", "train") if s in known)
+    notes: list[str] = []
+    opened, made, network = None, None, None
+    try:
+        if with_data:
+            opened, made = _split_of(run, split, device)
+            network = opened.network
+        else:
+            notes.append("The data was not opened (--no-data).")
+            network = load(run.path, device=device).network
+    except InputError as error:
+        notes.append(f"Data and weights could not be opened. {error}")
+        with contextlib.suppress(InputError):  # the same that was said already
+            network = load(run.path, device=device).network
+    if opened is not None and split not in results:
+        try:
+            result = load(run.path, device=device).evaluate(split=split)
+        except InputError as error:
+            notes.append(f"The run could not be measured. {error}")
+        else:
+            results[split] = {
+                "samples": result.samples, "metrics": result.metrics, **result.details
+            }  # fmt: skip
+    if asked is not None and split not in (results or run.metrics):
+        there = ", ".join(results or run.metrics) or "none yet"
+        raise InputError(
+            f"There is nothing to say of {run.path} on a split {split!r}; its figures are of: "
+            f"{there}. {' '.join(notes)}".rstrip()
+        )
+    findings = doctor.examine(records)
+    if made is not None:
+        try:
+            findings = doctor.examine_on_data(records, made)
+        except InputError as error:
+            notes.append(f"The doctor could look at the records alone. {error}")
+    return run_reports.Subject(
+        run=run,
+        records=records,
+        split=split,
+        results=results,
+        findings=findings,
+        network=network,
+        opened=opened,
+        notes=tuple(notes),
+    )
+
+
+def _split_of(
+    run: compare.ComparedRun, split: str, device: str
+) -> tuple[run_reports.Opened, Prepared | None]:
+    """The run's best weights and a split of its data; and all that training had, where it was
+    trained and not made of other runs."""
+    description = run.description
+    if not (description.data.get("svd") or description.data.get("members")):
+        made = reopen(run.path, device=device)
+        loaders = {"train": made.plain} | made.loaders
+        _check_split(split, loaders, description)
+        return run_reports.Opened(made.model, made.task, made.compute, loaders[split]), made
+    model = load(run.path, device=device)
+    dataset = without(_opened(description.data["root"], model.recipe), description.data["left_out"])
+    if dataset.fingerprint() != description.data["fingerprint"]:
+        raise InputError(f"{dataset.root} is no longer the data that this run was made with.")
+    _check_split(split, dataset.splits, description)
+    ids = dataset.splits[split]
+    if model.recipe.task == "detection":
+        dataset = propose.attach(dataset, ids, model.recipe, threads=defaults.cores())
+    task, batches = model._loader(dataset, ids)
+    return run_reports.Opened(model.network, task, model.compute, batches), None
+
+
+def _check_split(split: str, known: Iterable[str], description: Description) -> None:
+    if split not in known:
+        raise InputError(
+            f"{description.data['root']} has no split {split!r}; it has {', '.join(known)}."
+        )
 
 
 def _opened(data: Any, recipe: Recipe) -> Dataset:

@@ -228,8 +228,10 @@ class Length:
 class Logging:
     """What is written beside the weights."""
 
-    tensorboard: bool = field(default=False, metadata=FREE)
-    """Write TensorBoard events into the run, too."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = field(
+        default=(), metadata=FREE
+    )
+    """Programs that are told what metrics.jsonl says, too: tensorboard, wandb, mlflow, each an extra. Nothing is sent anywhere unless their own settings say so."""  # noqa: E501
     every: int = field(default=10, metadata=FREE)
     """Steps between rows of metrics.jsonl."""
     pictures: bool = field(default=True, metadata=FREE)
@@ -295,7 +297,16 @@ def to_dict(recipe: Any) -> dict[str, Any]:
 
 def from_dict(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
     """The recipe that :func:`to_dict` gave. Unknown names and wrong types are an InputError."""
-    return replace(Recipe(), values, where=where)
+    return replace(Recipe(), _renamed(values), where=where)
+
+
+def _renamed(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What recipes said before TensorBoard was one tracker of several, as it is said now."""
+    logging = dict(values.get("logging", {}))
+    if "tensorboard" not in logging:
+        return values
+    trackers = ["tensorboard"] if logging.pop("tensorboard") else []
+    return {**values, "logging": {"trackers": trackers, **logging}}
 
 
 def replace(recipe: Recipe, changes: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
@@ -460,7 +471,8 @@ def _describe(option: Any) -> str:
     if get_origin(option) is Literal:
         return " or ".join(repr(a) for a in get_args(option))
     if get_origin(option) is tuple:
-        return "a list"
+        inner = get_args(option)[0]
+        return f"a list of {_describe(inner)}" if get_origin(inner) is Literal else "a list"
     if dataclasses.is_dataclass(option):
         return f"a {getattr(option, '__name__', option)}"
     return {float: "a number", int: "a whole number", str: "text", bool: "true or false"}.get(

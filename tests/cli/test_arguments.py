@@ -114,6 +114,7 @@ OTHER = replace(
         "augmentation.crop_area": (0.3, 1.0),
         "augmentation.crop_ratio": (0.5, 2.0),
         "length.minutes": 2.5,
+        "logging.trackers": ("tensorboard", "mlflow"),
         "logging.pictures": False,
     },
 )
@@ -127,7 +128,6 @@ def words_of(recipe: Recipe) -> list[str]:
         if name in (
             "optimiser.decay_biases_and_norms",
             "optimiser.sum_pixels",
-            "logging.tensorboard",
             "logging.pictures",
             "logging.vitals",
             "probe",

@@ -206,7 +206,7 @@ def test_train_evaluate_predict(ask: Ask, truth: Path, tmp_path: Path) -> None:
         out_folder = tmp_path / f"out{len(word)}"
         code, out, err = ask("predict", run, truth / "images/test", "--out", out_folder, *word)
         assert code == 0, err
-        assert sorted(p.name for p in out_folder.iterdir()) == ["00.png", "10.png", "20.png"]
+        assert sorted(p.name for p in out_folder.glob("*.png")) == ["00.png", "10.png", "20.png"]
         with Image.open(out_folder / "00.png") as picture:
             assert picture.size == (W, H)
             assert picture.mode == "L"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -18,11 +19,11 @@ from PIL import Image
 from scipy.ndimage import map_coordinates
 
 import vidi
-from vidi.cli import flow_frames
 from vidi.data.dataset import Dataset
 from vidi.data.flowfiles import read_flo, read_kitti, write_flo
 from vidi.data.formats import flow_folders, flying_chairs
 from vidi.data.open import open_data
+from vidi.engine import evaluate, streams
 from vidi.engine.flow_fields import FlowField
 from vidi.types import Array
 
@@ -105,6 +106,8 @@ def test_a_pair_of_photographs(
         "left-kitti.png",
         "left-warped.png",
         "left.flo",
+        "predict.json",
+        "predictions.jsonl",
     ]
     flow, valid = read_flo(said["flo"])
     assert flow.shape == (500, 741, 2)
@@ -280,22 +283,25 @@ def test_a_folder_that_may_not_be_read(
     assert len(out.splitlines()) == 3
 
 
-def test_large_pairs_go_alone(
-    run: Path, frames: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_large_pairs_go_alone(run: Path, frames: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = vidi.load(run)
     sizes: list[int] = []
-    own = model.predict
+    own = evaluate.answers
 
-    def predict(pairs: list[Any], **views: Any) -> list[Any]:
-        sizes.append(len(pairs))
-        return own(pairs, **views)
+    def answers(network: Any, task: Any, batch: Any, compute: Any, **views: Any) -> list[Any]:
+        sizes.append(len(batch))
+        return own(network, task, batch, compute, **views)
 
-    monkeypatch.setattr(model, "predict", predict)
-    assert flow_frames.predict(model, [str(frames)], None, str(tmp_path / "few")) == 0
-    monkeypatch.setattr(flow_frames, "ALONE", 50 * 70 - 1)
-    assert flow_frames.predict(model, [str(frames)], None, str(tmp_path / "large")) == 0
+    monkeypatch.setattr(streams, "answers", answers)
+    paths = [str(frames / f"shot_{k}.png") for k in range(8, 12)]
+    pairs = list(itertools.pairwise(paths))
+    together = list(model.stream(pairs))
+    monkeypatch.setattr(streams, "EVALUATED_PIXELS", 50 * 70 - 1)
+    alone = list(model.stream(pairs))
     assert sizes == [3, 1, 1, 1]
+    for one, other in zip(together, alone, strict=True):
+        assert (one.path, one.path2) == (other.path, other.path2)
+        np.testing.assert_allclose(one.flow, other.flow, atol=1e-3)
 
 
 def test_nothing_is_overwritten(ask: Ask, run: Path, frames: Path, tmp_path: Path) -> None:
@@ -456,7 +462,7 @@ def test_the_pages_commands_work(ask: Ask, frames: Path, monkeypatch: pytest.Mon
     for command in commands:
         code, _, err = ask(*shlex.split(command))
         assert code == 0, f"{command}\n{err}"
-    assert len(list(Path("frames-motion").iterdir())) == 12
+    assert len(list(Path("frames-motion").iterdir())) == 12 + 2
     assert read_flo("motion/a.flo")[0].shape == (50, 70, 2)
 
 

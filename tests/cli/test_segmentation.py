@@ -32,7 +32,7 @@ def test_the_pages_commands_work(ask: Ask, photos: Path, monkeypatch: pytest.Mon
     run = Path("runs/scenes")
     for name in ("predictions.png", "curves.png", "confusion.png"):
         assert (run / name).is_file(), name
-    assert {p.name for p in Path("masks").iterdir()} == {
+    assert {p.name for p in Path("masks").glob("*.png")} == {
         f"0{i}{end}.png" for i in range(2) for end in ("", "-picture")
     }
     with Image.open("masks/00.png") as mask, Image.open("photos/circles/00.jpg") as photo:

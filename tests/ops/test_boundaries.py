@@ -225,6 +225,13 @@ def test_suppression_is_the_toolbox_s_pixel_by_pixel() -> None:
     assert 0.1 < (found > 0).mean() < 0.7
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 30), (30, 1), (2, 2), (2, 30)])
+def test_suppression_leaves_nothing_of_a_map_that_is_all_border(size: tuple[int, int]) -> None:
+    left = suppress(np.ones(size))
+    assert left.shape == size
+    assert not left.any()
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_suppression_leaves_a_ridge(turned: bool) -> None:
     """Level lines too, whose mixed derivative is 0."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidi.cli.outputs import free_name, writing_to
+from vidi.cli.written import Places, pixels
 from vidi.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from vidi.data.detection_files import CocoNumbers
     from vidi.engine.answers import DetectedObjects
     from vidi.types import Detections
+
+_FILES = {None: {}, "coco": {}, "voc": {"file": ".xml"}, "yolo": {"file": ".txt"}}
 
 
 @dataclass
@@ -31,10 +32,7 @@ class Writer:
     kind: str | None
     least: float
     numbers: str | None
-    json_lines: bool
     _coco: CocoNumbers | None = field(default=None, init=False)
-    _found: list[tuple[int | str, Detections]] = field(default_factory=list, init=False)
-    _unnumbered: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         """Raises :class:`InputError`, before anything is predicted, for numbers that do not fit."""
@@ -53,48 +51,75 @@ class Writer:
                     "the file of such classes with --numbers."
                 )
 
-    def write(self, result: DetectedObjects) -> None:
-        """Draw one image's objects, write and print them. Raises :class:`InputError` for an image
-        without a number in the file that was named."""
+    def files(self, stem: str, mark: str) -> dict[str, str]:
+        ends = {"picture": ".png", **_FILES[self.kind]}
+        return {kind: f"{stem}{mark}{end}" for kind, end in ends.items()}
+
+    def write(self, answer: DetectedObjects, image: Any, places: Places) -> dict[str, Any]:
+        """Raises :class:`InputError` for an image without a number in the file that was named."""
         from vidi.data import detection_files as files
         from vidi.report import contact, detection_pictures, flow_pictures
 
-        classes, stem = self.model.classes, Path(result.path).stem
-        said: dict[str, Any] = {}
-        with writing_to(self.folder):
-            if self.kind == "coco":
-                self._found.append((self._number(result.path), result.found))
-            self.folder.mkdir(parents=True, exist_ok=True)
-            names = self.folder / "classes.txt"
-            unnamed = self.kind == "yolo" or (self.kind == "coco" and self._coco is None)
-            if unnamed and not names.exists():
-                names.write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
-            picture = free_name(self.folder, stem, ".png")
-            drawn = detection_pictures.draw(
-                self.model.image(result.path),
-                result.found,
-                classes,
-                contact.colours_of(len(classes)),
-                self.least,
-            )
-            flow_pictures.save(drawn, picture)
-            said["picture"] = str(picture)
-            if self.kind == "voc":
-                path = free_name(self.folder, stem, ".xml")
-                name = os.path.basename(result.path)
-                files.write_voc(path, name, result.size, result.found, classes)
-                said["file"] = str(path)
-            if self.kind == "yolo":
-                path = free_name(self.folder, stem, ".txt")
-                files.write_yolo(path, result.size, result.found)
-                said["file"] = str(path)
-        self._show(result, said)
+        classes, found = self.model.classes, answer.found
+        if self.keeps:
+            self._number(answer.path)
+        self._name_classes()
+        drawn = detection_pictures.draw(
+            pixels(self.model, image),
+            found,
+            classes,
+            contact.colours_of(len(classes)),
+            self.least,
+        )
+        flow_pictures.save(drawn, places.part["picture"])
+        if self.kind == "voc":
+            name = os.path.basename(answer.path)
+            files.write_voc(places.part["file"], name, answer.size, found, classes)
+        if self.kind == "yolo":
+            files.write_yolo(places.part["file"], answer.size, found)
+        return {
+            "path": answer.path,
+            "size": list(answer.size),
+            "objects": [
+                {"class": answer.names[k], "score": score, "box": found.xyxy[k].tolist()}
+                for k, score in enumerate(found.scores.tolist())
+                if score >= self.least
+            ],
+            **places.said,
+        }
 
-    def finish(self) -> None:
+    def text(self, said: dict[str, Any]) -> str:
+        by_class: dict[str, list[float]] = {}
+        for one in said["objects"]:
+            by_class.setdefault(one["class"], []).append(one["score"])
+        told = ", ".join(f"{name} {_scores(scores)}" for name, scores in by_class.items())
+        least = f"nothing with a score of {self.least:g} or more"
+        return f"{said['path']}: {told or least}; {said['picture']}"
+
+    @property
+    def keeps(self) -> bool:
+        return self.kind == "coco"
+
+    def beside(self, answer: DetectedObjects) -> dict[str, Any] | None:
+        """All objects of an image as its part of COCO's results, which are one file for all."""
+        if not self.keeps:
+            return None
+        number, known = self._number(answer.path)
+        found = answer.found
+        return {
+            "image": number,
+            "known": known,
+            "xyxy": found.xyxy.tolist(),
+            "labels": found.labels.tolist(),
+            "scores": found.scores.tolist(),
+        }
+
+    def finish(self, beside: Iterable[Any]) -> None:
         """Write what is one file for all images."""
         from vidi.data import detection_files as files
 
-        if self.kind != "coco" or not self._found:
+        rows = [row for row in beside if row is not None]
+        if not rows:
             return
         if self._coco is None:
             categories = list(range(1, len(self.model.classes) + 1))
@@ -104,45 +129,44 @@ class Writer:
         else:
             categories = [self._coco.categories[name] for name in self.model.classes]
             how = f"images and classes have the numbers of {self._coco.path}"
-            if self._unnumbered:
-                how += f"; {self._unnumbered:,} images are not in it and go by their files' names"
+            if others := sum(not row["known"] for row in rows):
+                how += f"; {others:,} images are not in it and go by their files' names"
         path = self.folder / files.RESULTS
-        with writing_to(self.folder):
-            files.write_coco(path, self._found, categories)
+        part = self.folder / f".{files.RESULTS}.part"
+        files.write_coco(part, [(row["image"], _detections(row)) for row in rows], categories)
+        os.replace(part, path)
         print(f"wrote {path}: {how}", file=sys.stderr)
 
-    def _number(self, path: str) -> int | str:
+    def _name_classes(self) -> None:
+        """Numbers in files that nothing else explains are explained by a classes.txt."""
+        path = self.folder / "classes.txt"
+        unnamed = self.kind == "yolo" or (self.kind == "coco" and self._coco is None)
+        if unnamed and not path.exists():
+            lines = "".join(f"{name}\n" for name in self.model.classes)
+            path.write_text(lines, encoding="utf-8")
+
+    def _number(self, path: str) -> tuple[int | str, bool]:
+        """The image's number, and whether a COCO file gave it."""
         from vidi.data.detection_files import image_number
 
         number = None if self._coco is None else self._coco.image(path)
         if number is not None:
-            return number
+            return number, True
         if self.numbers is not None:
             raise InputError(f"{path} is not among the images of {self.numbers}.")
-        self._unnumbered += 1
-        return image_number(path)
+        return image_number(path), False
 
-    def _show(self, result: DetectedObjects, said: dict[str, Any]) -> None:
-        found = result.found
-        shown = [k for k, score in enumerate(found.scores.tolist()) if score >= self.least]
-        if self.json_lines:
-            objects = [
-                {
-                    "class": result.names[k],
-                    "score": float(found.scores[k]),
-                    "box": found.xyxy[k].tolist(),
-                }
-                for k in shown
-            ]
-            head = {"path": result.path, "size": list(result.size), "objects": objects}
-            print(json.dumps(head | said, ensure_ascii=False))
-            return
-        by_class: dict[str, list[float]] = {}
-        for k in shown:
-            by_class.setdefault(result.names[k], []).append(float(found.scores[k]))
-        told = ", ".join(f"{name} {_scores(scores)}" for name, scores in by_class.items())
-        least = f"nothing with a score of {self.least:g} or more"
-        print(f"{result.path}: {told or least}; {said['picture']}")
+
+def _detections(row: dict[str, Any]) -> Detections:
+    import numpy as np
+
+    from vidi.types import Detections
+
+    return Detections(
+        xyxy=np.array(row["xyxy"], np.float32).reshape(-1, 4),
+        labels=np.array(row["labels"], np.int64),
+        scores=np.array(row["scores"], np.float32),
+    )
 
 
 def _scores(scores: Sequence[float]) -> str:

@@ -3,44 +3,49 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
-import functools
-import glob
-import json
+import hashlib
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from vidi.cli import detected
+from vidi.cli import detected, flow_frames, sources, written
 from vidi.cli.arguments import parse
-from vidi.cli.one_by_one import predicted
-from vidi.cli.outputs import free_name, new_folder, writing_to
+from vidi.cli.bar import Bar
+from vidi.cli.outputs import new_folder
+from vidi.cli.record import Record, as_line, begun, is_error
+from vidi.cli.sources import Item, Sources
 from vidi.errors import InputError
 
 if TYPE_CHECKING:
     from vidi.api import Model
-    from vidi.engine.answers import BoundaryMap, Prediction, Segmentation
-    from vidi.engine.heatmaps import HeatMap
 
-CHUNK = {"detection": 8, "segmentation": 4, "boundaries": 4}
-"""Images predicted before their lines are printed: 64, or fewer where each gives an image."""
-SHEET = 24
-"""Heat maps on the sheet."""
 LEAST = 0.5
+PICTURED = ("detection", "segmentation", "boundaries", "flow")
+"""Tasks whose answers are files as it is."""
+PATIENCE = timedelta(days=30)
+"""How long a process that is done waits for the others."""
+
+Answered = tuple[Item, dict[str, str], Any, Any]
+"""What was predicted, the names of its files, the path or pixels, and the answer or InputError."""
 
 
 @dataclass(frozen=True)
 class Predict:
     """Say what a run sees in images: classes, objects, masks, boundaries, motion.
 
-    vidi predict runs/photos-resnet18 cat.jpg holiday/
+    vidi predict runs/photos-resnet18 cat.jpg holiday/ clip.mp4
 
     vidi predict runs/cells blood/ --least 0.7 --format coco
+
+    vidi predict runs/photos-resnet18 archive/ --out answers --resume
 
     vidi predict runs/motion --pair a.png b.png
     """
@@ -48,7 +53,11 @@ class Predict:
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """The folder that `vidi train` wrote."""
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE...")]
-    """Images, folders (all images below them) and patterns such as 'new/*.jpg'. For flow: folders of consecutive frames, and videos."""  # noqa: E501
+    """Images, folders (all images below them), patterns such as 'new/*.jpg', videos, a camera (camera:0), and - for paths on standard input, one a line. For flow: folders of consecutive frames, videos and a camera."""  # noqa: E501
+    listed: Annotated[str | None, arg(name="list", metavar="FILE")] = None
+    """A file with more of them, one a line (no patterns)."""
+    every: Annotated[int, arg(metavar="N")] = 1
+    """Of videos and cameras: every N-th frame, from the first on."""
     pair: Annotated[tuple[str, str] | None, arg(metavar="FIRST SECOND")] = None
     """Flow: the first and the second frame."""
     top: int = 5
@@ -59,6 +68,8 @@ class Predict:
     """Average over the image at these sizes, relative to its own (labels per pixel)."""
     thin: FlagCreatePairsOff[bool] = False
     """Boundaries: write thin lines (after non-maximum suppression) instead of the soft map."""
+    pictures: FlagCreatePairsOff[bool] = False
+    """Draw the answer over each image of classification or boundaries; the other tasks do so anyway."""  # noqa: E501
     heatmap: FlagCreatePairsOff[bool] = False
     """Draw where each image's likeliest class is, one picture an image, and a sheet of the first 24. The network slides over the image, so it needs no annotation of places."""  # noqa: E501
     label: Annotated[str | None, arg(name="class", metavar="NAME")] = None
@@ -76,142 +87,161 @@ class Predict:
     numbers: Annotated[str | None, arg(metavar="FILE")] = None
     """The COCO file whose numbers of images and classes --format coco takes. none = the run's own data, if it is COCO's; else files' names, and classes from 1."""  # noqa: E501
     out: Annotated[str | None, arg(metavar="DIR")] = None
-    """The folder for the files, new or empty. none = heatmaps (or predictions), heatmaps-2 …"""
+    """The folder for the files, new or empty; every answer is a line of its predictions.jsonl, too. none = for files alone: heatmaps (or predictions), heatmaps-2 …"""  # noqa: E501
+    resume: FlagCreatePairsOff[bool] = False
+    """Go on with what is in --out, where it stopped."""
     json: FlagCreatePairsOff[bool] = False
     """Print one JSON object a line."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Images that go through the network together."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps."""
+    backend: Literal["auto", "torch", "openvino", "onnxruntime"] = "auto"
+    """What computes. auto = the fastest here that agrees with torch; for a few images torch itself."""  # noqa: E501
 
 
 def main(arguments: Sequence[str]) -> int:
     """1 if some image could not be read (the others are predicted), 2 if none could."""
     told = parse(Predict, arguments, prog="vidi predict")
-    if not told.sources and told.pair is None:
+    if not told.sources and told.pair is None and told.listed is None:
         raise InputError("There is nothing to predict. Name images or folders after the run.")
-    if told.top < 1:
-        raise InputError(f"--top is {told.top}; at least 1 class can be shown.")
+    for name, value in (("top", told.top), ("every", told.every), ("batch-size", told.batch_size)):
+        if value != "auto" and value < 1:
+            raise InputError(f"--{name} is {value}; at least 1 is expected.")
+    if told.resume and told.out is None:
+        raise InputError("Which folder is to be gone on with? Name it with --out.")
 
-    from vidi import api
-    from vidi.engine import tiled
+    from vidi.engine import distributed
 
-    with contextlib.redirect_stdout(sys.stderr):
-        model = api.load(told.run)
-    _check_detection(told, model.recipe.task)
-    tiled.settled(model.recipe.task, told.tile, told.overlap)
-    if model.recipe.task == "flow":
-        return _flow(model, told)
-    if told.pair is not None:
-        raise InputError(f"--pair is for flow; this run's task is {model.recipe.task}.")
-    pictured = model.recipe.task in CHUNK
-    if told.thin and model.recipe.task != "boundaries":
-        raise InputError(f"--thin is for boundaries; this run's task is {model.recipe.task}.")
-    if not (pictured or told.heatmap) and (told.label is not None or told.out is not None):
-        raise InputError("--class and --out are for pictures; say --heatmap with them.")
-    if pictured and (told.heatmap or told.label is not None):
-        raise InputError(
-            "--heatmap and --class are for classification; this run gives pictures as it is."
-        )
-    images, unread = _expand(told.sources)
-    for sentence in unread:
-        print(f"vidi: {sentence}", file=sys.stderr)
-    folder = _folder(told, model) if pictured or told.heatmap else None
-    objects = None
-    if model.recipe.task == "detection":
-        assert folder is not None
-        objects = detected.Writer(
-            model, folder, told.format, told.least, told.numbers, json_lines=told.json
-        )
-    sheet: list[HeatMap] = []
-    done, failed = 0, len(unread)
-    chunk = CHUNK.get(model.recipe.task, 64)
-    predict = functools.partial(
-        model.predict, flip=told.flip, scales=told.scales, tile=told.tile, overlap=told.overlap
+    with distributed.session(PATIENCE):
+        return _predict(told)
+
+
+def _predict(told: Predict) -> int:
+    from vidi.engine import distributed, tiled
+
+    rank, world = distributed.rank(), distributed.world()
+    if world > 1 and told.out is None:
+        raise InputError("Several processes put their answers together in a folder: give --out.")
+    sources.check(told.sources, shared=world > 1, resume=told.resume)
+
+    def say(sentence: str) -> None:
+        if rank == 0:
+            print(f"vidi: {sentence}", file=sys.stderr)
+
+    given = Sources(
+        told.sources,
+        told.listed,
+        told.every,
+        skip=None if told.out is None else Path(told.out).expanduser(),
+        say=say,
     )
-    for start in range(0, len(images), chunk):
-        for _, result in predicted(predict, images[start : start + chunk]):
-            if isinstance(result, InputError):
-                print(f"vidi: {result}", file=sys.stderr)
-                failed += 1
-                continue
-            picture = None
-            try:
-                if objects is not None:
-                    objects.write(result)
-                elif pictured:
-                    assert folder is not None
-                    write = _write_map if model.recipe.task == "boundaries" else _write_masks
-                    write(model, result, told, folder)
-                elif folder is not None:
-                    found, picture = _draw(model, result.path, told, folder)
-                    sheet += [found] if len(sheet) < SHEET else []
-            except InputError as error:
-                print(f"vidi: {error}", file=sys.stderr)
-                failed += 1
-            if not pictured:
-                _show(result, model.classes, told, picture)
-            done += 1
-        for note in model.notes:
-            print(f"vidi: {note}", file=sys.stderr)
-        model.notes.clear()
-        sys.stdout.flush()
-    if objects is not None:
-        objects.finish()
-    if folder is not None and len(sheet) > 1:
-        from vidi.report import heatmap
-
-        heatmap.sheet(sheet, path := free_name(folder, "heatmaps", ".png"))
-        print(f"wrote {path}", file=sys.stderr)
-    if failed and done:
-        which = "read" if folder is None else "read or drawn"
-        print(f"vidi: {failed} could not be {which}; {done} were predicted.", file=sys.stderr)
+    total = given.count()
+    if total is not None and told.pair is not None:
+        total += 1
+    with contextlib.redirect_stdout(sys.stderr):
+        model = _load(told, total)
+    if model.backend != "torch":
+        say(f"computed by {model.backend}")
+    task = model.recipe.task
+    _check(told, task)
+    tiled.settled(task, told.tile, told.overlap)
+    files = task in PICTURED or told.heatmap or told.pictures
+    folder = None
+    if told.out is not None:
+        folder = Path(told.out).expanduser()
+    elif files:
+        folder = new_folder(None, "heatmaps" if told.heatmap else "predictions")
+    writer = _writer(told, model, folder)
+    record = Record(
+        folder,
+        told.out is not None,
+        _settings(told, model) if told.out is not None else {},
+        writer,
+        told.resume,
+        rank,
+        world,
+    )
+    record.check()
+    with contextlib.closing(record), Bar(total, shown=rank == 0) as bar:
+        _begin(record)
+        items = flow_frames.pairs(given, told.pair) if task == "flow" else given.items()
+        for item, names, image, answer in _answered(told, model, record.left(items), given.camera):
+            said, beside = _written(record, item, names, image, answer)
+            record.add(said, beside)
+            if world == 1:
+                _print(said, told, writer)
+            for note in model.notes:
+                print(f"vidi: {note}", file=sys.stderr)
+            model.notes.clear()
+            bar.moved((record.totals.done + record.totals.failed) * world)
+        done, failed = _end(record, told)
+    if failed and done and rank == 0:
+        what = "pairs were" if task == "flow" else "were"
+        which = "read" if folder is None or task == "flow" else "read or drawn"
+        say(f"{failed} could not be {which}; {done} {what} predicted.")
     return 0 if not failed else 1 if done else 2
 
 
-def _check_detection(told: Predict, task: str) -> None:
+def _load(told: Predict, total: int | None) -> Model:
+    from vidi import api
+    from vidi.engine import device, distributed
+
+    where = distributed.local_device(device.choose(told.device))
+    # A heat map slides the trained network itself over the image. What is gone on with is computed
+    # as it was begun.
+    backend = "torch" if told.heatmap else told.backend
+    if told.resume and told.out is not None and backend == "auto":
+        backend = begun(Path(told.out).expanduser()).get("backend", "auto").split()[0]
+    return api.load(told.run, device=str(where), backend=backend, images=total)
+
+
+def _check(told: Predict, task: str) -> None:
+    """Raises :class:`InputError` for words of another task."""
     if task != "detection" and (told.least, told.format, told.numbers) != (LEAST, None, None):
         raise InputError(
             f"--least, --format and --numbers are for detection; this run's task is {task}."
         )
     if told.numbers is not None and told.format != "coco":
         raise InputError("--numbers is for --format coco; say that, too.")
-
-
-def _flow(model: Model, told: Predict) -> int:
-    from vidi.cli import flow_frames
-
-    if told.thin or told.heatmap or told.label is not None:
-        raise InputError("--thin, --heatmap and --class are for other tasks; this run's is flow.")
-    if told.scales != (1.0,):
-        raise InputError("--scales is for segmentation and boundaries; this run's task is flow.")
-    return flow_frames.predict(
-        model, told.sources, told.pair, told.out, flip=told.flip, json_lines=told.json
-    )
-
-
-def _expand(sources: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """(images in order, a sentence for each source in which there is none)."""
-    from vidi.data.formats.folders import is_image
-
-    images: list[Path] = []
-    unread = []
-    for source in sources:
-        path = Path(source).expanduser()
-        if path.is_dir():
-            found = sorted(
-                p for p in path.rglob("*") if is_image(p.name) and not p.name.startswith(".")
+    if task == "flow":
+        if told.thin or told.heatmap or told.label is not None:
+            raise InputError(
+                "--thin, --heatmap and --class are for other tasks; this run's is flow."
             )
-            if not found:
-                unread.append(f"The folder {source} holds no images.")
-        elif not path.exists() and glob.has_magic(source):
-            found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
-            if not found:
-                unread.append(f"Nothing matches {source}.")
-        else:
-            found = [path]
-        images += found
-    return images, unread
+        if told.scales != (1.0,):
+            raise InputError(
+                "--scales is for segmentation and boundaries; this run's task is flow."
+            )
+        return
+    if told.pair is not None:
+        raise InputError(f"--pair is for flow; this run's task is {task}.")
+    if told.thin and task != "boundaries":
+        raise InputError(f"--thin is for boundaries; this run's task is {task}.")
+    if task in PICTURED and (told.heatmap or told.label is not None):
+        raise InputError(
+            "--heatmap and --class are for classification; this run gives pictures as it is."
+        )
+    if told.label is not None and not told.heatmap:
+        raise InputError("--class is for heat maps; say --heatmap with it.")
+    if told.heatmap and told.pictures:
+        raise InputError("--heatmap and --pictures are two kinds of picture; say one of them.")
 
 
-def _folder(told: Predict, model: Model) -> Path:
-    """Where the pictures go. Raises InputError before anything is predicted if they cannot."""
+def _writer(told: Predict, model: Model, folder: Path | None) -> written.Writer:
+    """Raises :class:`InputError`, before anything is predicted, for what cannot be written so."""
+    match model.recipe.task:
+        case "flow":
+            return flow_frames.Writer()
+        case "detection":
+            assert folder is not None
+            return detected.Writer(model, folder, told.format, told.least, told.numbers)
+        case "segmentation":
+            return written.Masks(model, told.top)
+        case "boundaries":
+            return written.Maps(model, told.thin, told.pictures)
+    if not told.heatmap:
+        return written.Classes(model, told.top, told.pictures)
     if told.label is not None and told.label not in model.classes:
         near = difflib.get_close_matches(told.label, model.classes, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]!r}? " if near else ""
@@ -221,78 +251,128 @@ def _folder(told: Predict, model: Model) -> Path:
         )
     if not 1 <= told.enlarge <= 8:
         raise InputError(f"--enlarge is {told.enlarge}; a number from 1 to 8 is expected.")
-    out = new_folder(told.out, "heatmaps" if told.heatmap else "predictions")
-    if told.heatmap:
-        with contextlib.redirect_stdout(sys.stderr):
-            _ = model.convolutional  # says so if the network cannot be
-    return out
-
-
-def _write_masks(model: Model, result: Segmentation, told: Predict, folder: Path) -> None:
-    """The mask as an index PNG, and a picture of it over the image."""
-    from vidi.report import overlay
-
-    own = None if model.palette is None else np.array(model.palette, np.uint8)
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        mask = free_name(folder, Path(result.path).stem, ".png")
-        overlay.save_index_png(mask, result.mask, own)
-        picture = free_name(folder, f"{Path(result.path).stem}-picture", ".png")
-        overlay.prediction_picture(
-            model.image(result.path),
-            result.mask,
-            model.classes,
-            overlay.palette(len(model.classes), own),
-            picture,
-        )
-    if told.json:
-        said = {"path": result.path, "mask": str(mask), "picture": str(picture)}
-        print(json.dumps(said | {"shares": result.shares}))
-        return
-    shares = [f"{name} {share:.1%}" for name, share in list(result.shares.items())[: told.top]]
-    print(f"{result.path}: {', '.join(shares)}; {mask}, {picture.name}")
-
-
-def _write_map(model: Model, result: BoundaryMap, told: Predict, folder: Path) -> None:
-    """The boundary map as a grey PNG of the image's name, which `vidi eval --predictions` reads."""
-    from vidi.report import boundary_pictures
-
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        path = free_name(folder, Path(result.path).stem, ".png")
-        boundary_pictures.save_map(result.thin if told.thin else result.soft, path)
-    if told.json:
-        print(json.dumps({"path": result.path, "map": str(path)}))
-        return
-    print(f"{result.path}: {path}")
-
-
-def _draw(model: Model, image: str, told: Predict, folder: Path) -> tuple[HeatMap, Path]:
-    from vidi.report import heatmap
-
     with contextlib.redirect_stdout(sys.stderr):
-        found = model.heatmap(image, label=told.label, enlarge=told.enlarge)[0]
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        path = free_name(folder, Path(image).stem, ".png")
-        heatmap.draw(found, path)
-    return found, path
+        _ = model.convolutional  # says so if the network cannot be
+    assert folder is not None
+    return written.HeatMaps(model, told.top, folder=folder, label=told.label, enlarge=told.enlarge)
 
 
-def _show(
-    prediction: Prediction, classes: Sequence[str], told: Predict, picture: Path | None
-) -> None:
-    likeliest = np.argsort(-prediction.probabilities, kind="stable")[: told.top]
-    top: list[Any] = [[classes[k], float(prediction.probabilities[k])] for k in likeliest]
-    if told.json:
-        said: dict[str, Any] = {
-            "path": prediction.path,
-            "label": prediction.label,
-            "probability": prediction.probability,
-            "labels": prediction.labels,
-            "top": top,
-        }
-        print(json.dumps(said if picture is None else said | {"heatmap": str(picture)}))
+def _settings(told: Predict, model: Model) -> dict[str, Any]:
+    """What an answer depends on. A resumed work has to have the same."""
+    from vidi.engine.run import BEST
+
+    file = model.path / BEST if model.path.is_dir() else model.path
+    with open(file, "rb") as opened:
+        weights = hashlib.file_digest(opened, "sha256").hexdigest()
+    names = ("top", "flip", "scales", "thin", "pictures", "heatmap", "enlarge", "tile",
+             "overlap", "least", "format", "numbers", "every")  # fmt: skip
+    return {
+        "run": str(model.path),
+        "weights": weights,
+        "task": model.recipe.task,
+        **{name: getattr(told, name) for name in names},
+        "scales": list(told.scales),
+        "class": told.label,
+        "backend": model.backend,
+    }
+
+
+def _begin(record: Record) -> None:
+    """Open a folder that is gone on with, or that several processes write to."""
+    from vidi.engine import distributed
+
+    if record.world == 1:
+        if record.base:
+            record.open()
         return
-    where = "" if picture is None else f"; {picture}"
-    print(f"{prediction.path}: " + ", ".join(f"{name} {p:.3f}" for name, p in top) + where)
+    distributed.gathered(None)  # all have looked at the folder as it was
+    if record.rank == 0:
+        record.open()
+    distributed.gathered(None)
+    record.open()
+
+
+def _end(record: Record, told: Predict) -> tuple[int, int]:
+    """Put everything together. Gives the answers, and what there was none of, of all processes."""
+    from vidi.engine import distributed
+
+    shares = distributed.gathered((record.totals.done, record.totals.failed, record.before))
+    if record.rank == 0:
+        for said in record.finish([before for _, _, before in shares]):
+            _print(said, told, record.writer)
+    distributed.gathered(None)
+    return sum(share[0] for share in shares), sum(share[1] for share in shares)
+
+
+def _answered(
+    told: Predict, model: Model, left: Iterable[tuple[Item, dict[str, str]]], camera: bool
+) -> Generator[Answered, None, None]:
+    """Each item in its turn, though errors need no network and are known before."""
+    waiting: deque[Answered] = deque()
+
+    def images() -> Iterator[Any]:
+        for item, names in left:
+            try:
+                image = item.image()
+            except InputError as error:
+                waiting.append((item, names, None, error))
+                continue
+            waiting.append((item, names, image, None))
+            yield image
+
+    stream: Callable[..., Generator[Any, None, None]] = model.stream
+    slowly = {"batch_size": 1, "ahead": 0} if camera else {}
+    if told.batch_size != "auto":
+        slowly["batch_size"] = told.batch_size
+    answers = stream(
+        images(),
+        flip=told.flip,
+        scales=told.scales,
+        tile=told.tile,
+        overlap=told.overlap,
+        **slowly,
+    )
+    with contextlib.closing(answers):
+        while True:
+            with contextlib.redirect_stdout(sys.stderr):
+                answer = next(answers, None)
+            while waiting and waiting[0][3] is not None:
+                yield waiting.popleft()
+            if answer is None:
+                return
+            item, names, image, _ = waiting.popleft()
+            yield item, names, image, answer
+
+
+def _written(
+    record: Record, item: Item, names: dict[str, str], image: Any, answer: Any
+) -> tuple[dict[str, Any], Any]:
+    """What is said of an answer whose files are written now, and what is kept until the end."""
+    said: dict[str, Any]
+    beside: Any = None
+    if isinstance(answer, InputError):
+        said = {"path": item.name, "error": str(answer)}
+    else:
+        named = {"path": item.name} | ({} if item.name2 is None else {"path2": item.name2})
+        answer = dataclasses.replace(answer, **named)
+        with record.places(names) as places:
+            try:
+                said = record.writer.write(answer, image, places)
+                beside = record.writer.beside(answer)
+            except InputError as error:
+                said = {"path": item.name, "error": str(error), "answered": True}
+    if "error" in said:
+        print(f"vidi: {said['error']}", file=sys.stderr)
+    return said, beside
+
+
+def _print(said: dict[str, Any], told: Predict, writer: written.Writer) -> None:
+    """An answer's line, at once; of what could not be read there is none."""
+    if is_error(said):
+        return
+    encoding = sys.stdout.encoding or "utf-8"
+    if told.json:
+        print(as_line(said, encoding), flush=True)
+    else:  # a file's name may hold what is no letter
+        text = writer.text(said).encode(encoding, "backslashreplace")
+        print(text.decode(encoding), flush=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
@@ -341,9 +342,16 @@ def target(plan: Plan, shape: tuple[int, int]) -> tuple[int, int]:
     if plan.crop == "whole":
         return h, w
     if plan.crop == "shorter":
-        scale = min(plan.size / min(h, w), plan.longest / max(h, w))
+        # Of whole numbers, so that a half is one on every machine and in an exported graph.
+        scale = min(Fraction(plan.size, min(h, w)), Fraction(plan.longest, max(h, w)))
         return max(1, round(h * scale)), max(1, round(w * scale))
     return plan.size, plan.size
+
+
+def shown(side: int, size: int) -> int:
+    """The side of the centre crop, in pixels of an image whose shorter side is ``side``, that
+    becomes an input of ``size``."""
+    return max(1, min(side, round(size * side / round(size / CROP_PCT))))
 
 
 def matrix(plan: Plan, row: int, shape: tuple[int, int]) -> Array:
@@ -388,7 +396,7 @@ def matrix(plan: Plan, row: int, shape: tuple[int, int]) -> Array:
         x0, y0 = _place(u, w - cw), _place(v, h - ch)
     elif plan.crop == "centre":
         side = min(h, w)
-        seen = max(1, min(side, round(size * side / round(size / CROP_PCT))))
+        seen = shown(side, size)
         x0, y0, cw, ch = (w - seen) // 2, (h - seen) // 2, seen, seen
     sx, sy = out_w / cw, out_h / ch
     out = np.array(((sx, 0.0, -x0 * sx), (0.0, sy, -y0 * sy), (0.0, 0.0, 1.0)))

@@ -92,9 +92,16 @@ def read_kitti(path: str) -> tuple[Array, Array]:
 
 
 def write_kitti(path: str | Path, flow: Array, valid: Array | None = None) -> tuple[int, int]:
+    """Flow [H, W, 2] as a file of :func:`kitti_png`. Gives its two numbers."""
+    data, rounded, beyond = kitti_png(flow, valid)
+    Path(path).write_bytes(data)
+    return rounded, beyond
+
+
+def kitti_png(flow: Array, valid: Array | None = None) -> tuple[bytes, int, int]:
     """Flow [H, W, 2] as KITTI's PNG, rounded to 1/64 pixel.
 
-    Gives the numbers of valid pixels that had to be rounded, and of those beyond KITTI's range
+    With it the numbers of valid pixels that had to be rounded, and of those beyond KITTI's range
     (-512 to 511.98), which are written as not known.
     """
     known = np.ones(flow.shape[:2], bool) if valid is None else np.asarray(valid, bool)
@@ -106,8 +113,8 @@ def write_kitti(path: str | Path, flow: Array, valid: Array | None = None) -> tu
     bgr = np.zeros((*known.shape, 3), np.uint16)
     bgr[kept, 2], bgr[kept, 1] = whole[kept, 0], whole[kept, 1]
     bgr[..., 0] = kept
-    Path(path).write_bytes(cv2.imencode(".png", bgr)[1].tobytes())
-    return int(rounded.sum()), int((known & ~fits).sum())
+    packed = cv2.imencode(".png", bgr)[1].tobytes()
+    return packed, int(rounded.sum()), int((known & ~fits).sum())
 
 
 def check_finite(flow: Array, where: str) -> None:

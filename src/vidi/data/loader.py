@@ -154,6 +154,12 @@ class Loader:
         finally:
             with_threads.shutdown(wait=True, cancel_futures=True)
 
+    def begin(self, pool: Executor) -> Callable[[], Batch]:
+        """All samples as one batch of evaluation, which the pool's threads begin to make at once;
+        what is given waits for it. It raises :class:`InputError` if not one can be read."""
+        work = self._submit(self.ids, 0, 0, pool)
+        return lambda: self._collect(work)
+
     def order(self, epoch: int) -> Array:
         """The epoch's samples over all processes, int64 [N], as they are drawn for: the index in
         the dataset, and from bit 40 on how often it came before in this epoch."""

@@ -74,11 +74,14 @@ def open_data(
     return dataclasses.replace(dataset, notes=notes)
 
 
-def from_images(images: Sequence[Any], *, max_megapixels: float = MAX_MEGAPIXELS) -> Dataset:
+def from_images(
+    images: Sequence[Any], *, max_megapixels: float = MAX_MEGAPIXELS, first: int = 0
+) -> Dataset:
     """Images without classes, to be predicted: paths, or arrays, Pillow images or tensors.
 
-    Keys are the paths as given, or "image 0" and so on; labels are -1. A path that cannot be read
-    shows when it is loaded. Raises :class:`InputError` for a mixture of paths and others.
+    Keys are the paths as given, or "image 0" and so on from ``first``; labels are -1. A path that
+    cannot be read shows when it is loaded. Raises :class:`InputError` for a mixture of paths and
+    others.
     """
     if not images:
         raise InputError("There is no image to look at.")
@@ -91,16 +94,18 @@ def from_images(images: Sequence[Any], *, max_megapixels: float = MAX_MEGAPIXELS
         return _unlabelled(files)
     if any(paths):
         raise InputError("The images are partly paths, partly not; give one kind at a time.")
-    return _unlabelled(_Given(images))
+    return _unlabelled(_Given(images, first))
 
 
-def from_pairs(pairs: Sequence[tuple[Any, Any]], *, max_megapixels: float) -> Dataset:
+def from_pairs(
+    pairs: Sequence[tuple[Any, Any]], *, max_megapixels: float, first: int = 0
+) -> Dataset:
     """Pairs of frames without flow, as :func:`from_images` takes single ones; keys are those of the
     first frames."""
     if not pairs:
         raise InputError("There is no pair of frames to look at.")
-    first, second = (
-        from_images([pair[k] for pair in pairs], max_megapixels=max_megapixels).images
+    one, two = (
+        from_images([pair[k] for pair in pairs], max_megapixels=max_megapixels, first=first).images
         for k in range(2)
     )
     return Dataset(
@@ -108,10 +113,10 @@ def from_pairs(pairs: Sequence[tuple[Any, Any]], *, max_megapixels: float) -> Da
         format="frames",
         task="flow",
         classes=(),
-        images=first,
-        images2=second,
+        images=one,
+        images2=two,
         labels=None,
-        splits={"test": np.arange(len(first))},
+        splits={"test": np.arange(len(one))},
     )
 
 
@@ -131,12 +136,13 @@ def _unlabelled(images: Any) -> Dataset:
 class _Given(ObjectImages):
     """Images that were handed over themselves."""
 
-    def __init__(self, images: Sequence[Any]) -> None:
-        pairs = [(pixels_of(image, f"image {i}"), UNKNOWN) for i, image in enumerate(images)]
+    def __init__(self, images: Sequence[Any], first: int = 0) -> None:
+        self._first = first
+        pairs = [(pixels_of(image, self.key(i)), UNKNOWN) for i, image in enumerate(images)]
         super().__init__(pairs, "image", [UNKNOWN] * len(pairs))
 
     def key(self, i: int) -> str:
-        return f"image {i}"
+        return f"image {self._first + i}"
 
 
 def read_source(source: Any, task: str = "auto") -> Dataset:

@@ -6,6 +6,8 @@ image, the best first. ``.npz``: an array [P, 4] under each key.
 
 from __future__ import annotations
 
+import functools
+import os
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +30,7 @@ def read(path: str, dataset: Dataset, ids: Array, count: int) -> list[Array]:
     A key is the image's path within the data, as vidi names it. Raises :class:`InputError` for a
     file that cannot be read, boxes that are none, and images that it has no entry for.
     """
-    lists = _json(path) if path.lower().endswith(".json") else _npz(path)
+    lists = _lists(path, _changed(path))
     keys = [dataset.images.key(int(i)) for i in ids]
     missing = [key for key in keys if key not in lists]
     if missing:
@@ -39,6 +41,21 @@ def read(path: str, dataset: Dataset, ids: Array, count: int) -> list[Array]:
             f"these keys; {has}."
         )
     return [_boxes(lists[key], f"{path}, {key}")[:count] for key in keys]
+
+
+@functools.lru_cache(maxsize=1)
+def _lists(path: str, changed: tuple[int, int]) -> Mapping[str, Any]:
+    """What the file holds. It is asked for again and again where images come one after another."""
+    return _json(path) if path.lower().endswith(".json") else _npz(path)
+
+
+def _changed(path: str) -> tuple[int, int]:
+    """Differs when the file does."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise InputError(unreadable(path, error)) from error
+    return found.st_mtime_ns, found.st_size
 
 
 def _json(path: str) -> Mapping[str, Any]:

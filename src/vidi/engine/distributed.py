@@ -9,33 +9,56 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from contextvars import ContextVar
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+_ALONE = ContextVar("alone", default=False)
+
 
 @contextlib.contextmanager
-def session() -> Iterator[None]:
-    """Join the process group that torchrun prepared, if it did, and leave it at the end."""
+def session(patience: timedelta | None = None) -> Iterator[None]:
+    """Join the process group that torchrun prepared, if it did, and leave it at the end.
+
+    ``patience``: how long one process waits for the others, where torch's half an hour is too
+    short. One that dies is noticed at once all the same."""
     if "RANK" not in os.environ or dist.is_initialized():
         yield
         return
     # gloo carries what lies on the CPU (flags, meters), whatever the devices are.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=patience)
     try:
         yield
     finally:
         dist.destroy_process_group()
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within it this process is by itself: nothing that it computes is shared out."""
+    before = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(before)
+
+
 def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _ALONE.get() else 0
 
 
 def world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _ALONE.get() else 1
+
+
+def neighbours() -> int:
+    """The processes on this machine, which share its cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def is_writer() -> bool:

@@ -39,6 +39,18 @@ def quick_meter(task: Task) -> Meter:
 
 
 @torch.inference_mode()
+def answers(
+    model: nn.Module, task: Task, batch: Batch, compute: Compute, **views: Any
+) -> list[Any]:
+    """What the task predicts for each row of a batch as the loader made it. ``views``: what its
+    ``predict`` averages over (``flip``, ``scales``)."""
+    with compute.autocast():
+        on_device = to_device(batch, compute.device, compute.normalisation, compute.channels_last)
+        found: list[Any] = task.predict(model, on_device, **views)
+    return found
+
+
+@torch.inference_mode()
 def predictions(
     model: nn.Module, task: Task, loader: Loader, compute: Compute, **views: Any
 ) -> Generator[tuple[Batch, list[Any]], None, None]:
@@ -53,11 +65,7 @@ def predictions(
     try:
         with contextlib.closing(loader.epoch(0)) as batches:
             for batch in batches:
-                with compute.autocast():
-                    on_device = to_device(
-                        batch, compute.device, compute.normalisation, compute.channels_last
-                    )
-                    found = task.predict(model, on_device, **views)
+                found = answers(model, task, batch, compute, **views)
                 batch.samples = [s for s, ok in zip(batch.samples, batch.valid, strict=True) if ok]
                 yield batch, [p for p, ok in zip(found, batch.valid, strict=True) if ok]
     finally:

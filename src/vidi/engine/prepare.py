@@ -558,12 +558,16 @@ def loader(
     truth: Callable[[int], dict[str, Any]] | None = None,
     train: bool = False,
     balance: Array | None = None,
+    together: bool = False,
 ) -> Loader:
-    """The loader of some of a dataset's samples, as the recipe has it."""
+    """The loader of some of a dataset's samples, as the recipe has it. ``together``: all of them
+    are one batch, of this process alone."""
     assert recipe.image_size != "auto" and recipe.batch_size != "auto"
     assert recipe.data.threads != "auto"
     batch = recipe.batch_size
-    if not train and (recipe.task in models.DENSE or recipe.task == "detection"):
+    if together:
+        batch = len(ids)
+    elif not train and (recipe.task in models.DENSE or recipe.task == "detection"):
         batch = min(batch, _whole_images(dataset, ids, recipe) * distributed.world())
     return Loader(
         dataset,
@@ -582,8 +586,8 @@ def loader(
         train=train,
         threads=recipe.data.threads,
         prefetch=recipe.data.prefetch,
-        rank=distributed.rank(),
-        world=distributed.world(),
+        rank=0 if together else distributed.rank(),
+        world=1 if together else distributed.world(),
         balance=balance,
         keep_samples=not train,
     )

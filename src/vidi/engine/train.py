@@ -155,11 +155,12 @@ def fit(
     progress: Progress,
     state: checkpoint.State | None = None,
     watch: Callable[[], None] = lambda: None,
+    tell: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Train ``model`` in place, from ``state`` if one is given, to the recipe's length.
 
     An ensemble's members learn from the same batches, each by itself. ``watch`` is called after
-    each evaluation, once its row is written.
+    each evaluation, once its row is written; ``tell`` after each row of metrics.jsonl.
 
     Raises :class:`RunError` when the loss or its gradient is not finite (before any update), and
     :class:`InputError` after an epoch in which images could not be read, unless the recipe skips
@@ -200,7 +201,7 @@ def fit(
     if before is not None and (at.total is None or at.total > before):
         at.stale = 0  # a longer run gets its patience anew
     _set_halves(at, share)
-    record = _recorder(run, recipe, at.step)
+    record = _recorder(run, at.step, tell)
     clock = Clock()
     interrupted = None
     progress.start(
@@ -517,29 +518,19 @@ def _tensors(
     return tensors | {f"optimiser/{k}": v for k, v in state.items()}
 
 
-def _recorder(run: RunDirectory, recipe: Recipe, step: int) -> Callable[..., None]:
-    """Writes a row to metrics.jsonl (and to TensorBoard, if asked) or to the file that is named;
+def _recorder(run: RunDirectory, step: int, tell: Callable[[], None]) -> Callable[..., None]:
+    """Writes a row to metrics.jsonl, and lets the trackers be told, or to the file that is named;
     silent but in the writer."""
     if not distributed.is_writer():
         return lambda *file, **row: None
-    events: Any = None
-    resumed = (run.path / METRICS).is_file()
-    if recipe.logging.tensorboard:
-        from torch.utils.tensorboard import SummaryWriter
-
-        events = SummaryWriter(str(run.path), purge_step=step + 1 if resumed else None)
     for file in (METRICS, vitals.FILE):
         if (run.path / file).is_file():
             run.append(file, event="resume", step=step)
 
     def record(file: str = METRICS, /, **row: Any) -> None:
         run.append(file, **row)
-        if events is not None and file == METRICS:
-            flat = {**row, **row.get("metrics", {})}
-            for name, value in flat.items():
-                if isinstance(value, int | float) and name != "step":
-                    events.add_scalar(f"{row['event']}/{name}", value, row.get("step", 0))
-            events.flush()
+        if file == METRICS:
+            tell()
 
     return record
 

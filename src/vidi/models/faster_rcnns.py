@@ -144,7 +144,7 @@ class FasterRCNN(nn.Module):
             moves = moves.view(b, a, 4, h, w).permute(0, 3, 4, 1, 2)
             deltas.append(moves.reshape(b, -1, 4))
             anchors.append(grids.grid((y.shape[2], y.shape[3]), stride, shapes))
-        counts = tuple(len(x) for x in anchors)
+        counts = tuple(x.shape[0] for x in anchors)  # which may be unknown while a graph is drawn
         return Anchored(
             exact(torch.cat(logits, 1)), exact(torch.cat(deltas, 1)), torch.cat(anchors), counts
         )

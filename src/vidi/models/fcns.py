@@ -29,6 +29,7 @@ GoogLeNets lose their average pool, as the paper says.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -209,8 +210,12 @@ class FCNGoogLeNet(nn.Module):
 
 def padded(x: Tensor, multiple: int, *, smallest: int = 1) -> Tensor:
     """x [N, C, H, W] with zeros (the mean colour) on the right and below, up to a multiple."""
-    height, width = (max(smallest, -(-n // multiple) * multiple) for n in x.shape[2:])
-    if (height, width) == x.shape[2:]:
+    sides: list[Any] = [
+        torch.sym_max(smallest, (n + multiple - 1) // multiple * multiple) for n in x.shape[2:]
+    ]
+    height, width = sides
+    # While a graph is drawn, sides may be unknown: then it is for all of them.
+    if not torch.compiler.is_exporting() and (height, width) == x.shape[2:]:
         return x
     return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
 

@@ -102,8 +102,8 @@ class FlowNet(nn.Module):
         if self.correlated:
             # Through the same layers, one after the other in a batch.
             both = self.conv2(self.conv1(torch.cat((image, image2))))
-            c2 = both[: len(image)]
-            c3, other = self.conv3(both).chunk(2)
+            c2 = both[: image.shape[0]]
+            c3, other = halves(self.conv3(both))
             alike = F.leaky_relu(correlation(c3, other), SLOPE)
             c3 = self.conv3_1(torch.cat((self.conv_redir(c3), alike), 1))
         else:
@@ -127,11 +127,24 @@ class FlowNet(nn.Module):
         return full_size(flow2, self.scales[0], size)
 
 
+def halves(both: Tensor) -> tuple[Tensor, Tensor]:
+    """What was joined to [2N, …], apart again."""
+    if torch.compiler.is_exporting():  # where N may be unknown, and so the number of chunks
+        n = both.shape[0] // 2
+        return both[:n], both[n:]
+    first, second = both.chunk(2)
+    return first, second
+
+
 def padded(image: Tensor, divisor: int) -> Tensor:
     """The image [N, C, H, W], continued on the right and below to multiples of ``divisor``."""
-    height, width = image.shape[2:]
-    more = (0, -width % divisor, 0, -height % divisor)
-    return F.pad(image, more, mode="replicate") if any(more) else image
+    # Written so that, where sides are unknown, what comes is seen to be a multiple.
+    bottom, right = ((n + divisor - 1) // divisor * divisor - n for n in image.shape[2:])
+    more = (0, right, 0, bottom)
+    # While a graph is drawn, sides may be unknown: then it is for all of them.
+    if torch.compiler.is_exporting() or any(more):
+        return F.pad(image, more, mode="replicate")
+    return image
 
 
 def full_size(flow: Tensor, scale: int, size: torch.Size) -> Tensor:

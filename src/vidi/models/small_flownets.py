@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidi.models.flownets import SCALE, SOURCE, full_size, padded
+from vidi.models.flownets import SCALE, SOURCE, full_size, halves, padded
 from vidi.models.resnets import BasicBlock, conv_bn_relu, initialise, stage
 from vidi.ops.correlation import correlation
 from vidi.ops.flow import warp
@@ -98,20 +98,20 @@ class SmallFlowNet(nn.Module):
         maps8 = self.stage8(maps4)
         coarse = self.above(self.stage16(maps8))
         wide = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
-        first, second = self.norm(self.lateral(maps8) + wide).float().chunk(2)
+        first, second = halves(self.norm(self.lateral(maps8) + wide).float())
 
         matching = self._match(first, second)
         matched, sure = _likeliest(matching.exp(), self.matching_scale / SCALE)
         moved, _ = warp(second, matched * (SCALE / 8))
         alike = self._alike(first, moved, self.near)
-        own8 = maps8[: len(image)]
+        own8 = maps8[: image.shape[0]]
         hidden = self.mend8(torch.cat((matched, sure, alike, first, own8), 1))
         refined8 = matched + self.flow8(hidden).float()
 
         start = F.interpolate(refined8, scale_factor=2, mode="bilinear", align_corners=False)
         start = start.detach()
         hidden = F.interpolate(hidden, scale_factor=2, mode="bilinear", align_corners=False)
-        own4, other4 = self.thin(maps4).chunk(2)
+        own4, other4 = halves(self.thin(maps4))
         moved, _ = warp(other4, start * (SCALE / 4))
         hidden = self.mend4(torch.cat((start, own4, moved, hidden), 1))
         refined4 = start + self.flow4(hidden).float()

@@ -56,7 +56,8 @@ def transposed(x: Tensor, weight: Tensor, factor: int, first: float, size: torch
     of cells is continued by its border, so that with ``bilinear_weight`` the output is the bilinear
     interpolation up to the image's edge, where a bare transposed convolution falls to zero.
     """
-    assert all(n * factor >= side for n, side in zip(x.shape[2:], size, strict=True))
+    if not torch.compiler.is_exporting():  # where sides may be unknown
+        assert all(n * factor >= side for n, side in zip(x.shape[2:], size, strict=True))
     for dim in (2, 3):
         last = x.shape[dim] - 1
         x = torch.cat((x.narrow(dim, 0, 1), x, x.narrow(dim, last, 1)), dim=dim)
@@ -73,12 +74,14 @@ def enlarge(x: Tensor, factor: int, size: torch.Size) -> Tensor:
     Cell k is pixel factor·k, as after convolutions of stride 2 and padding 1: ``transposed`` with
     ``first = 1/2`` and the bilinear weight, without computing the zeros in that.
     """
+    # While a graph is drawn, sides may be unknown: then a cell more does no harm, nor does a cut.
+    drawn = torch.compiler.is_exporting()
     for dim in (2, 3):
-        assert size[dim - 2] <= x.shape[dim] * factor
-        if size[dim - 2] > (x.shape[dim] - 1) * factor + 1:
+        assert drawn or size[dim - 2] <= x.shape[dim] * factor
+        if drawn or size[dim - 2] > (x.shape[dim] - 1) * factor + 1:
             # Pixels beyond the last cell look like it.
             x = torch.cat((x, x.narrow(dim, x.shape[dim] - 1, 1)), dim)
     height, width = ((n - 1) * factor + 1 for n in x.shape[2:])
     # torch's "corners" are the centres of the outermost pixels: cell k is then pixel factor·k.
     y = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=True)
-    return y if y.shape[2:] == size else y[:, :, : size[0], : size[1]]
+    return y if not drawn and y.shape[2:] == size else y[:, :, : size[0], : size[1]]

@@ -62,7 +62,7 @@ def decode(regions: Tensor, deltas: Tensor) -> Tensor:
     wild gives no infinite boxes. Of a region without area come boxes without area.
     """
     centre, sides = (x[:, None] for x in _centres(regions))
-    each = _exact(deltas).reshape(len(deltas), deltas.shape[1] // 4, 4)
+    each = _exact(deltas).reshape(deltas.shape[0], deltas.shape[1] // 4, 4)
     centre = centre + each[..., :2] * sides
     half = each[..., 2:].clamp_max(LARGEST).exp() * sides / 2
     return torch.cat((centre - half, centre + half), 2).flatten(1)

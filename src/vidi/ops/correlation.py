@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -39,9 +40,27 @@ def correlation(
     kind = first.device.type
     # bf16 has too few digits for sums over hundreds of channels.
     exact = first.dtype if first.dtype == torch.float64 else torch.float32
+    if torch.compiler.is_exporting():
+        return _by_rows(first.to(exact), second.to(exact), reach, stride)
     with contextlib.nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):
         found: Tensor = _Correlation.apply(first.to(exact), second.to(exact), reach, stride)
     return found
+
+
+def _by_rows(first: Tensor, second: Tensor, reach: int, stride: int) -> Tensor:
+    """The same without a loop over cells, whose number may be unknown while a graph is drawn. Each
+    row is multiplied by all it may reach, so that more products than needed are held."""
+    n, c, h, w = first.shape
+    far = reach * stride
+    a = first.permute(0, 2, 3, 1) / c
+    b = F.pad(second, (far, far, far, far)).permute(0, 2, 1, 3)
+    rows = []
+    for j in range(2 * reach + 1):
+        products = a @ b[:, j * stride : j * stride + h]
+        # Cell x begins at its column x: in rows one longer, all begin at the first.
+        skewed = F.pad(products.flatten(2), (0, w)).reshape(n, h, w, w + 2 * far + 1)
+        rows.append(skewed[..., : 2 * far + 1 : stride])
+    return torch.stack(rows, 1).permute(0, 1, 4, 2, 3).flatten(1, 2)
 
 
 class _Correlation(torch.autograd.Function):

@@ -53,7 +53,7 @@ def align(
     maps = _exact(features)
     rows, columns = (size, size) if isinstance(size, int) else size
     where = regions.to(maps.dtype)
-    if maps.device.type != "cpu":
+    if maps.device.type != "cpu" or torch.compiler.is_exporting():
         return _aligned(maps, where, (rows, columns), scale, sampling)
     # torchvision's gradient on a CPU takes a third of a small network's step. A point is a weighted
     # sum of four cells, and a bin one of all its points' cells: what bags of an embedding are.

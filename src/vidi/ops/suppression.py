@@ -26,6 +26,8 @@ def suppress(prediction: Array) -> Array:
     figures on BSDS500 rest on (Dollár and Zitnick 2015, "Fast edge detection using structured
     forests", and the toolbox that came with it).
     """
+    if min(prediction.shape) < 2:  # all of it is border
+        return np.zeros(prediction.shape, np.float32)
     soft = _triangle(prediction.astype(np.float32), SMOOTH)
     angle = _normal(_triangle(soft, SMOOTH_NORMAL))
     y, x = np.indices(soft.shape, np.float32)

@@ -218,7 +218,7 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
     for k, path in enumerate(paths):
         if path.resolve() in [other.resolve() for other in paths[:k]]:
             raise InputError(f"{path} is named twice. Name each run once.")
-    found = _read_all(paths)
+    found = read_all(paths)
     task = found[0].description.recipe.task
     for run in found:
         if run.description.recipe.task != task:
@@ -281,8 +281,9 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
 # Reading
 
 
-def _read_all(paths: Sequence[Path]) -> list[ComparedRun]:
-    """By the folders' own names where these tell them apart, else by their paths."""
+def read_all(paths: Sequence[Path]) -> list[ComparedRun]:
+    """The runs in these folders, named by the folders' own names where these tell them apart, else
+    by their paths. Raises :class:`InputError` for a folder that is no run."""
     short = [path.resolve().name for path in paths]
     names = short if len(set(short)) == len(short) else map(str, paths)
     return [_read(path, name) for path, name in zip(paths, names, strict=True)]

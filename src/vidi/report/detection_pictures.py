@@ -348,6 +348,26 @@ def _pair(
 ) -> Array:
     """The image with its truth, and with what was found, under a title. ``height``: in pixels, of
     the image to which the boxes belong."""
+    truth, told, counts = judged(sample, found, classes, colours, height, least)
+    gap = np.full((truth.shape[0], GAP, 3), 255, np.uint8)
+    panels = np.concatenate([truth, gap, told], axis=1)
+    return np.concatenate([_heading(title, counts, panels.shape[1]), panels])
+
+
+def judged(
+    sample: Sample,
+    found: Detections,
+    classes: Sequence[str],
+    colours: Array,
+    height: int,
+    least: float = LEAST,
+) -> tuple[Array, Array, str]:
+    """(the image with its true boxes, the same with what was found, each detection in the colour of
+    its kind and missed objects dashed, how many were found and how many are wrong, in words).
+
+    ``colours``: of the classes, uint8 [K, 3]. ``height``: in pixels, of the image to which the
+    boxes belong.
+    """
     h, w = sample.image.shape[:2]
     picture, _ = _resized(sample.image, min(PANEL[0] / w, PANEL[1] / h))
     scale = picture.shape[0] / height
@@ -387,9 +407,7 @@ def _pair(
     right = int((kind == KINDS.index("correct")).sum())
     wrong = int((kind >= 0).sum()) - right
     counts = f"{right} of {right + int(missed.sum())} found, {wrong} wrong"
-    gap = np.full((picture.shape[0], GAP, 3), 255, np.uint8)
-    panels = np.concatenate([_drawn(picture, truth), gap, _drawn(picture, told)], axis=1)
-    return np.concatenate([_heading(title, counts, panels.shape[1]), panels])
+    return _drawn(picture, truth), _drawn(picture, told), counts
 
 
 def _heading(title: str, counts: str, width: int) -> Array:

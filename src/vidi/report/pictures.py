@@ -40,6 +40,8 @@ SIDE = 480
 """Pixels of a picture on a sheet of predictions, at most."""
 NAMED, COUNTED = 60, 20
 """Up to so many classes, a confusion matrix has names at its axes, and counts in its cells."""
+LONG = 100_000
+"""A count from which on it does not fit into its cell."""
 
 
 def curves(
@@ -54,56 +56,79 @@ def curves(
     ``history``: the rows of metrics.jsonl. A value that was not finite (null there) leaves a gap.
     ``lower_is_better``: of the headline.
     """
-    steps = [row for row in history if row["event"] == "train"]
-    rows = [row for row in history if row["event"] == "evaluation"]
-    epochs = [row["epoch"] for row in rows]
     with matplotlib.rc_context(STYLE):
         figure, (loss, metric, rate) = _figure(11, 3.4, 3, (1.2, 1.2, 0.8))
-        loss.plot(
-            [row["epoch"] for row in steps],
-            _values(steps, "loss"),
-            color=BLUE,
-            alpha=0.25,
-            linewidth=0.8,
-        )
-        _line(loss, epochs, _values(rows, "train_loss"), BLUE, "training")
-        validation = [row["metrics"].get("cross_entropy") for row in rows]
-        if any(v is not None for v in validation):
-            _line(loss, epochs, _finite(validation), ORANGE, "validation")
-        loss.set(title="loss", xlabel="epoch")
-        # The first steps' loss may tower over all that matters.
-        later = [v for v in _values(steps, "loss")[len(steps) // 10 :] if np.isfinite(v)]
-        if later:
-            shown = [*later, *_finite(validation), *_values(rows, "train_loss")]
-            loss.set_ylim(0, 1.05 * float(np.nanmax(shown)))
-        if rows:
-            loss.legend()
-
-        values = _finite([row["metrics"].get(headline) for row in rows])
-        _line(metric, epochs, values, ORANGE, "validation")
-        if np.isfinite(values).any():
-            # The last of equals, as the engine keeps it.
-            found = np.nanargmin if lower_is_better else np.nanargmax
-            best = len(values) - 1 - int(found(values[::-1]))
-            metric.plot(epochs[best], values[best], "o", color=RED, markersize=6)
-            metric.set_title(f"{headline}: best {values[best]:.4f} at epoch {epochs[best]:g}")
-        else:
-            metric.set_title(headline)
-        metric.set_xlabel("epoch")
-
-        rate.plot([row["epoch"] for row in steps], _values(steps, "lr"), color=GREEN)
-        rate.set(title="learning rate", xlabel="epoch")
-        rate.set_ylim(bottom=0)
-        for axes in (loss, metric, rate):
-            axes.set_xlim(left=0)
+        losses(loss, history)
+        headlines(metric, history, headline, lower_is_better=lower_is_better)
+        rates(rate, history)
         _save(figure, path)
 
 
-def confusion(matrix: Array, classes: Sequence[str], path: Path) -> None:
+def losses(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
+    """The loss of training, step by step and between evaluations, and that of validation."""
+    steps, rows = _of(history, "train"), _of(history, "evaluation")
+    epochs = [row["epoch"] for row in rows]
+    axes.plot(
+        [row["epoch"] for row in steps],
+        _values(steps, "loss"),
+        color=BLUE,
+        alpha=0.25,
+        linewidth=0.8,
+    )
+    _line(axes, epochs, _values(rows, "train_loss"), BLUE, "training")
+    validation = [row["metrics"].get("cross_entropy") for row in rows]
+    if any(v is not None for v in validation):
+        _line(axes, epochs, _finite(validation), ORANGE, "validation")
+    axes.set(title="loss", xlabel="epoch")
+    # The first steps' loss may tower over all that matters.
+    later = [v for v in _values(steps, "loss")[len(steps) // 10 :] if np.isfinite(v)]
+    if later:
+        shown = [*later, *_finite(validation), *_values(rows, "train_loss")]
+        axes.set_ylim(0, 1.05 * float(np.nanmax(shown)))
+    if rows:
+        axes.legend()
+    axes.set_xlim(left=0)
+
+
+def headlines(
+    axes: Axes,
+    history: Sequence[Mapping[str, Any]],
+    headline: str,
+    *,
+    lower_is_better: bool = False,
+) -> None:
+    """The headline metric of each evaluation, the best of them in red."""
+    rows = _of(history, "evaluation")
+    epochs = [row["epoch"] for row in rows]
+    values = _finite([row["metrics"].get(headline) for row in rows])
+    _line(axes, epochs, values, ORANGE, "validation")
+    if np.isfinite(values).any():
+        # The last of equals, as the engine keeps it.
+        found = np.nanargmin if lower_is_better else np.nanargmax
+        best = len(values) - 1 - int(found(values[::-1]))
+        axes.plot(epochs[best], values[best], "o", color=RED, markersize=6)
+        axes.set_title(f"{headline}: best {values[best]:.4f} at epoch {epochs[best]:.4g}")
+    else:
+        axes.set_title(headline)
+    axes.set_xlabel("epoch")
+    axes.set_xlim(left=0)
+
+
+def rates(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
+    """The learning rate, step by step."""
+    steps = _of(history, "train")
+    axes.plot([row["epoch"] for row in steps], _values(steps, "lr"), color=GREEN)
+    axes.set(title="learning rate", xlabel="epoch")
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+
+
+def confusion(matrix: Array, classes: Sequence[str], path: Path, *, unit: str = "samples") -> None:
     """The confusion matrix, rows (true classes) scaled to sum to one.
 
-    ``matrix``: int [K, K], [truth, predicted]. Names stand at the axes, and counts in the cells,
-    as long as they fit; beyond that the most frequent confusions are listed beside the picture.
+    ``matrix``: int [K, K], [truth, predicted]. Names stand at the axes, and counts in the cells
+    (shares of the true class where counts are too long), as long as they fit; beyond that the most
+    frequent confusions are listed beside the picture. ``unit``: what is counted.
     """
     counts = np.asarray(matrix, np.int64)
     k = len(classes)
@@ -123,7 +148,7 @@ def confusion(matrix: Array, classes: Sequence[str], path: Path) -> None:
         bar.outline.set_visible(False)
         bar.set_label("share of the true class")
         correct = np.trace(counts) / max(1, counts.sum())
-        axes.set_title(f"{counts.sum():,} samples, {correct:.2%} right")
+        axes.set_title(f"{counts.sum():,} {unit}, {correct:.2%} right")
         axes.set(xlabel="predicted", ylabel="true")
         for spine in axes.spines.values():
             spine.set_visible(False)
@@ -139,9 +164,10 @@ def confusion(matrix: Array, classes: Sequence[str], path: Path) -> None:
             beside[0].set_axis_off()
             beside[0].text(0, 1, _commonest(counts, classes), va="top", fontsize=9, linespacing=1.6)
         if k <= COUNTED:
+            long = counts.max(initial=0) >= LONG
             for i, j in zip(*np.nonzero(counts), strict=True):
                 colour = "white" if shares[i, j] > 0.3 else "#333"
-                text = f"{counts[i, j]:,}"
+                text = f"{shares[i, j]:.0%}" if long else f"{counts[i, j]:,}"
                 axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
         _save(figure, path)
 
@@ -219,6 +245,10 @@ def _figure(
 def _line(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str, label: str) -> None:
     marker = "o" if len(x) <= 30 else ""
     axes.plot(x, y, color=colour, marker=marker, markersize=3, linewidth=1.5, label=label)
+
+
+def _of(history: Sequence[Mapping[str, Any]], event: str) -> list[Mapping[str, Any]]:
+    return [row for row in history if row["event"] == event]
 
 
 def _values(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:

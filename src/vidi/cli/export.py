@@ -1,0 +1,115 @@
+"""Write a run as one file for other programs, checked against it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from vidi.cli.arguments import parse
+from vidi.cli.outputs import amount, free_name
+from vidi.errors import InputError
+
+if TYPE_CHECKING:
+    from vidi.deploy.export import Exported
+
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a run as one file, from the image's bytes to the answer: nothing has to be prepared.
+
+    The file is compared with the run on real images. If it answers otherwise, nothing is left.
+
+    vidi export runs/cats --format onnx --out cats/model.onnx
+    """
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """The folder that `vidi train` wrote."""
+    format: Literal["onnx", "openvino", "torch"]
+    """onnx, for most programs and languages; openvino, fastest on many processors; torch, PyTorch's .pt2."""  # noqa: E501
+    out: Annotated[str | None, arg(metavar="FILE")] = None
+    """The new file (.onnx, .xml, .pt2); MODEL.md, its card, is written beside it. none = model.onnx in a folder RUN-onnx, RUN-onnx-2 …"""  # noqa: E501
+    data: Annotated[str | None, arg(metavar="DATA")] = None
+    """What the file is compared on: data like that of the training, or a folder of images. none = the run's own validation split."""  # noqa: E501
+    images: Annotated[int, arg(metavar="N")] = 64
+    """As many of its images are compared, evenly spread."""
+    image_size: Annotated[tuple[int, int] | None, arg(metavar="HEIGHT WIDTH")] = None
+    """The only size of image that the file takes. none = any, where the network can."""
+    int8: FlagCreatePairsOff[bool] = False
+    """Compute in whole numbers of 8 bits: smaller, often faster, and a little worse; by how much is measured. Not for torch."""  # noqa: E501
+    max_loss: float = 0.01
+    """What int8 may cost of the main metric (accuracy, mIoU, ODS, mAP; for flow, of EPE in pixels)."""  # noqa: E501
+    json: FlagCreatePairsOff[bool] = False
+    """Print one JSON object on stdout; all else goes to stderr."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    told = parse(Export, arguments, prog="vidi export")
+    if told.max_loss < 0:
+        raise InputError(f"--max-loss is {told.max_loss:g}; a number from 0 on is expected.")
+    out = _target(told)
+
+    from vidi import api
+
+    with contextlib.redirect_stdout(sys.stderr):
+        model = api.load(told.run, device="cpu")
+        made = model.export(
+            told.format,
+            out,
+            data=told.data,
+            int8=told.int8,
+            max_loss=told.max_loss,
+            images=told.images,
+            size=told.image_size,
+            say=lambda note: print(f"vidi: {note}", file=sys.stderr),
+        )
+    if told.json:
+        print(json.dumps(_object(told, made)))
+        return 0
+    size = sum(path.stat().st_size for path in made.files if path != made.card)
+    print(f"{made.path}: {told.format}{' int8' if told.int8 else ''}, {amount(size)}B")
+    for side in ("inputs", "outputs"):
+        for name, of in made.metadata[side].items():
+            sides = ", ".join(map(str, of["shape"]))
+            print(f"  {side.removesuffix('s'):<7}{name}: {of['type']} [{sides}]")
+    print(f"  {made.parity.sentence}")
+    if made.int8 is not None:
+        print(f"  {made.int8.sentence}")
+    print(f"  {made.card}: how to call it, and what is known of it")
+    return 0
+
+
+def _target(told: Export) -> Path:
+    if told.out is not None:
+        return Path(told.out).expanduser()
+    name = f"{Path(told.run).expanduser().resolve().name}-{told.format}"
+    return free_name(Path(), name + ("-int8" if told.int8 else ""), "") / (
+        f"model{SUFFIXES[told.format]}"
+    )
+
+
+def _object(told: Export, made: Exported) -> dict[str, Any]:
+    from vidi.engine.run import plain
+
+    said = {
+        "path": str(made.path),
+        "files": [str(path) for path in made.files],
+        "card": str(made.card),
+        "format": told.format,
+        "inputs": made.metadata["inputs"],
+        "outputs": made.metadata["outputs"],
+        "parity": dataclasses.asdict(made.parity),
+        "int8": None if made.int8 is None else dataclasses.asdict(made.int8),
+        "notes": made.metadata["notes"],
+    }
+    body: dict[str, Any] = plain(said)
+    return body

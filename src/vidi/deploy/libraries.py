@@ -1,0 +1,53 @@
+"""OpenVINO and ONNX Runtime, imported so that they report nothing to their makers."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from vidi.errors import InputError
+
+
+def openvino() -> Any:
+    """The package. Raises :class:`InputError` where it is not installed.
+
+    When it is imported, it tells its makers by way of the package openvino_telemetry, unless that
+    is not there. So it is not there, for that moment.
+    """
+    reporter = "openvino_telemetry"
+    hidden = reporter not in sys.modules
+    if hidden:
+        sys.modules[reporter] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    except ImportError as error:
+        raise InputError(_missing("openvino")) from error
+    finally:
+        if hidden:
+            del sys.modules[reporter]
+    return openvino
+
+
+def onnxruntime() -> Any:
+    """The package. Raises :class:`InputError` where it is not installed."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(_missing("onnxruntime")) from error
+    onnxruntime.disable_telemetry_events()  # on Windows it reports to the system
+    return onnxruntime
+
+
+def onnx() -> Any:
+    """The package, with what writes its files. Raises :class:`InputError` where one of them is not
+    installed."""
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError(_missing(error.name or "onnx")) from error
+    return onnx
+
+
+def _missing(package: str) -> str:
+    return f"The package {package} is not installed: pip install 'vidi[export]'."

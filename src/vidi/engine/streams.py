@@ -1,0 +1,294 @@
+"""Answers about images as they come: threads read ahead while the network computes, and nothing is
+kept, so that a million images take the memory of a few batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from vidi.data.cache import seconds
+from vidi.data.dataset import Dataset, FramePairs
+from vidi.data.images import read_file_header
+from vidi.data.loader import Loader
+from vidi.data.open import from_images, from_pairs
+from vidi.engine import defaults, distributed, propose, tiled
+from vidi.engine.answers import BoundaryMap, DetectedObjects, Prediction, Segmentation
+from vidi.engine.evaluate import Compute, answers
+from vidi.engine.flow_fields import FlowField
+from vidi.engine.prepare import EVALUATED_PIXELS, kept_size, loader, make_task
+from vidi.errors import InputError
+from vidi.models import DENSE
+from vidi.recipe import Recipe
+from vidi.tasks import Task, multilabel
+from vidi.types import Array, Batch, Notes
+
+BATCH = 32
+"""Images that go through the network together, unless told. More hardly make a processor faster."""
+AHEAD = 4
+"""Batches that are read while one is computed."""
+AHEAD_PIXELS = 1 << 24
+"""Of large images fewer are read ahead: those before the last one have so many pixels together."""
+
+
+def reader(
+    dataset: Dataset,
+    ids: Array,
+    recipe: Recipe,
+    task: Task,
+    compute: Compute,
+    *,
+    together: bool = False,
+) -> Loader:
+    """The loader by which evaluation and prediction see images: from their source, without a cache.
+    ``together``: as one batch, of this process alone."""
+    shorter = kept_size(recipe)
+    images = dataset.images
+    if dataset.images2 is not None:
+        images = FramePairs(images, dataset.images2)
+
+    def load(i: int) -> tuple[Array, tuple[int, int]]:
+        return images.load(i, shorter)
+
+    return loader(
+        dataset,
+        ids,
+        recipe,
+        task,
+        load,
+        compute.normalisation,
+        load2=seconds(dataset, load),
+        together=together,
+    )
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Sources that go through the network together, the first one's number, and their pixels as far
+    as they are known before they are read."""
+
+    first: int
+    sources: list[Any]
+    pixels: int = 0
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A group that threads are reading. ``wait`` gives its batch."""
+
+    group: _Group
+    dataset: Dataset
+    batches: Loader
+    wait: Callable[[], Batch]
+
+
+@dataclass
+class Stream:
+    """``network``: in evaluation mode. ``batch_size``: images that go through it together; None: as
+    many as suit the task and their sizes. ``ahead``: batches that are read while one is computed;
+    0 where sources come slowly and each is to be answered at once. ``views``, ``tile``,
+    ``overlap``: as :meth:`vidi.api.Model.predict` has them, settled. ``notes`` gets what should be
+    known of the answers."""
+
+    network: nn.Module
+    recipe: Recipe
+    classes: tuple[str, ...]
+    compute: Compute
+    batch_size: int | None = None
+    ahead: int = AHEAD
+    views: dict[str, Any] = field(default_factory=dict)
+    tile: int | None = None
+    overlap: int = 0
+    notes: Notes = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._task: Any = make_task(self.recipe.task, self.classes, self.recipe, None)
+        self._whole = self.recipe.task in DENSE or self.recipe.task == "detection"
+        """Images keep their sizes: how many fit a batch depends on them."""
+
+    def answers(self, sources: Iterable[Any]) -> Generator[Any, None, None]:
+        """One for each source, in order: an answer, or the :class:`InputError` that says why there
+        is none. Close it to stop early."""
+        pool = ThreadPoolExecutor(
+            max(1, defaults.cores() // distributed.neighbours()), "vidi-reading"
+        )
+        pending: deque[_Begun | InputError] = deque()
+        try:
+            for group in self._groups(sources):
+                pending += self._begun(group, pool)
+                while len(pending) > self.ahead or _pixels_of(pending) > AHEAD_PIXELS:
+                    yield from self._finished(pending.popleft(), pool)
+            while pending:
+                yield from self._finished(pending.popleft(), pool)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _groups(self, sources: Iterable[Any]) -> Iterator[_Group]:
+        """Of paths alone or of arrays alone. Where images keep their sizes, a group has
+        ``EVALUATED_PIXELS`` at most, or one image; unless the batch's size was told."""
+        most = self.batch_size or BATCH
+        first, some, pixels = 0, list[Any](), 0
+        for n, source in enumerate(sources):
+            more = self._pixels(source)
+            full = self.batch_size is None and self._whole and pixels + more > EVALUATED_PIXELS
+            if some and (full or _is_path(source) != _is_path(some[0])):
+                yield _Group(first, some, pixels)
+                some, pixels = [], 0
+            if not some:
+                first = n
+            some.append(source)
+            pixels += more
+            if len(some) == most:  # at once, for the next source may be long in coming
+                yield _Group(first, some, pixels)
+                some, pixels = [], 0
+        if some:
+            yield _Group(first, some, pixels)
+
+    def _pixels(self, source: Any) -> int:
+        """Pixels that the network sees, or that lie in memory; 0 where that is not known before the
+        image is read."""
+        image = source[0] if isinstance(source, tuple) else source
+        if isinstance(image, np.ndarray):
+            return math.prod(image.shape[:2])
+        if not self._whole or not isinstance(image, str | Path):
+            return 0
+        try:
+            h, w = read_file_header(str(Path(image).expanduser())).size
+        except InputError:  # reading it will say so
+            return 0
+        side = min(h, w)
+        return round(h * w * min(1.0, (kept_size(self.recipe) or side) / side) ** 2)
+
+    def _begun(self, group: _Group, pool: Executor) -> list[_Begun | InputError]:
+        """The group on its way; or its sources one by one, where something is wrong with one."""
+        try:
+            dataset = self._dataset(group)
+        except InputError as error:
+            if len(group.sources) == 1:
+                return [error]
+            return [one for single in _singles(group) for one in self._begun(single, pool)]
+        batches = reader(
+            dataset,
+            np.arange(len(dataset)),
+            self.recipe,
+            self._task,
+            self.compute,
+            together=True,
+        )
+        return [_Begun(group, dataset, batches, batches.begin(pool))]
+
+    def _dataset(self, group: _Group) -> Dataset:
+        """Raises :class:`InputError` for what is no image, and proposals that cannot be had."""
+        most = self.recipe.data.max_megapixels
+        if self.recipe.task == "flow":
+            return from_pairs(group.sources, max_megapixels=most, first=group.first)
+        dataset = from_images(group.sources, max_megapixels=most, first=group.first)
+        if self.recipe.task == "detection":
+            with distributed.alone():
+                dataset = propose.attach(
+                    dataset, np.arange(len(dataset)), self.recipe, threads=defaults.cores()
+                )
+        return dataset
+
+    def _finished(self, begun: _Begun | InputError, pool: Executor) -> Iterator[Any]:
+        if isinstance(begun, InputError):
+            yield begun
+            return
+        failures = begun.batches.failures
+        try:
+            batch = begun.wait()
+            found = self._found(begun, batch)
+        except InputError as error:
+            if len(begun.group.sources) == 1:
+                yield InputError(next(iter(failures.values()), str(error)))
+                return
+            # The others are not to suffer from one that the network cannot look at; and where none
+            # can be read, each has its own reason.
+            for single in _singles(begun.group):
+                for one in self._begun(single, pool):
+                    yield from self._finished(one, pool)
+            return
+        for row, ok in enumerate(batch.valid):
+            if ok:
+                yield self._answer(begun.dataset, batch, row, found[row])
+            else:
+                yield InputError(failures[batch.keys[row]])
+
+    def _found(self, begun: _Begun, batch: Batch) -> list[Any]:
+        task = self._task
+        if self.tile is not None:
+            task = tiled.Tiled(
+                task, begun.dataset, self.recipe, self.compute, self.tile, self.overlap
+            )
+        with distributed.alone(), _evaluating(self.network):
+            found = answers(self.network, task, batch, self.compute, **self.views)
+        self.notes += [n for n in getattr(task, "notes", ()) if n not in self.notes]
+        return found
+
+    def _answer(self, dataset: Dataset, batch: Batch, row: int, found: Any) -> Any:
+        path = batch.keys[row]
+        height, width = (int(side) for side in batch.sizes[row])
+        if self.recipe.task == "flow":
+            assert dataset.images2 is not None
+            sample = batch.samples[row]
+            image, image2 = sample.image, sample.image2
+            if image2 is None or image.shape[:2] != (height, width):  # it was shrunk
+                image, image2 = (
+                    source.load(row, None)[0] for source in (dataset.images, dataset.images2)
+                )
+            return FlowField(path, dataset.images2.key(row), image, image2, found.flow)
+        if self.recipe.task == "detection":
+            names = tuple(self.classes[k] for k in found.labels)
+            return DetectedObjects(path, (height, width), found, names)
+        if self.recipe.task == "boundaries":
+            return BoundaryMap(path, found.soft)
+        if self.recipe.task == "segmentation":
+            return Segmentation(path, found.mask, self._shares(found.mask))
+        p = found.probabilities
+        likeliest = self.classes[int(p.argmax())]
+        labels: tuple[str, ...] = (likeliest,)
+        if self.recipe.task == "multilabel":
+            labels = tuple(self.classes[k] for k in np.flatnonzero(p >= multilabel.THRESHOLD))
+        return Prediction(path, likeliest, float(p.max()), labels, p)
+
+    def _shares(self, mask: Array) -> dict[str, float]:
+        counts = np.bincount(mask.ravel(), minlength=len(self.classes))
+        order = np.argsort(-counts, kind="stable")
+        return {self.classes[k]: float(counts[k] / mask.size) for k in order if counts[k]}
+
+
+@contextlib.contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode, and then as it was."""
+    if not network.training:
+        yield
+        return
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train()
+
+
+def _singles(group: _Group) -> Iterator[_Group]:
+    for k, source in enumerate(group.sources):
+        yield _Group(group.first + k, [source])
+
+
+def _is_path(source: Any) -> bool:
+    return isinstance(source[0] if isinstance(source, tuple) else source, str | Path)
+
+
+def _pixels_of(pending: Iterable[_Begun | InputError]) -> int:
+    """Of all groups but the last."""
+    pixels = [0 if isinstance(one, InputError) else one.group.pixels for one in pending]
+    return sum(pixels[:-1])

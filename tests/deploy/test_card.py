@@ -1,0 +1,106 @@
+"""MODEL.md: the code on it runs and answers, and what is said is what was measured."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vidi
+from vidi.deploy import card, parity
+from vidi.deploy.export import export, read
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "digits"
+    vidi.train(
+        "digits",
+        run=path,
+        model="mlp",
+        length={"steps": 20},
+        device="cpu",
+        precision="fp32",
+        logging={"pictures": False},
+    )
+    return path
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "model.xml", "model.pt2"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_code_on_the_card_runs(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    formats = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}
+    model = vidi.load(run, device="cpu")
+    made = export(model, formats[Path(file).suffix], tmp_path / file, images=3)
+    written = made.card.read_text(encoding="utf-8")
+    image = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
+    Image.fromarray(image).save("photo.jpg", quality=100)
+    (code,) = re.findall(r"```python\n(.*?)```", written, re.S)
+    capsys.readouterr()
+    exec(code, {})
+    seen = np.asarray(Image.open("photo.jpg"))
+    assert capsys.readouterr().out.strip() == model.predict(seen)[0].label
+
+
+def test_what_is_said_is_what_was_measured(run: Path, tmp_path: Path) -> None:
+    model = vidi.load(run, device="cpu")
+    made = export(model, "torch", tmp_path / "model.pt2", images=3)
+    written = made.card.read_text(encoding="utf-8")
+    metadata = read(made.path).metadata
+    measured = model.evaluate(split="val").metrics["accuracy"]
+    assert re.search(rf"\| accuracy \| {measured:.4f} \|", written)
+    assert made.parity.sentence in written
+    assert metadata["weights"]["sha256"] in written
+    assert metadata["data"]["fingerprint"] in written
+    assert "vidi " in written and "licence" in written
+    assert "| `image` | uint8 | batch × height × width × 3 |" in written
+    assert written.count("\n| 7 |") == 1  # a row for each class
+    assert not re.search(r"\n{3,}|None|nan", re.sub(r"```.*?```", "code", written, flags=re.S))
+
+
+def test_cards_of_other_tasks_say_what_these_give(run: Path) -> None:
+    model = vidi.load(run, device="cpu")
+    found = parity.Parity("flow", 1, (), "", 0, 0, 0, 0.0, 5, ())
+    base: dict[str, Any] = {
+        "network": "net",
+        "classes": [],
+        "size": [48, 64],
+        "preparation": "Resize it.",
+        "data": {"name": "d", "format": "f", "fingerprint": "0", "samples": {"train": 1}},
+        "weights": {"source": None, "start": "x|y", "licence": "l", "file": "b", "sha256": "0"},
+        "command": "vidi train",
+        "versions": {"trained": {}, "exported": {}},
+        "notes": ["One.", "Two."],
+    }
+    frame = {"type": "uint8", "shape": [1, 48, 64, 3]}
+    flow = {
+        **base,
+        "task": "flow",
+        "inputs": {"image": frame, "image2": frame},
+        "outputs": {"flow": {"type": "float32", "shape": [1, 48, 64, 2]}},
+    }
+    said = card.text(model, flow, found, "m.onnx", None)
+    assert 'resize((64, 48)))[None]\nimage2 = np.asarray(Image.open("second.jpg")' in said
+    assert "- One.\n- Two." in said and "x\\|y" in said and "Classes:" not in said
+    boxes = {"type": "float32", "shape": ["regions", 4]}
+    detection = {
+        **base,
+        "task": "detection",
+        "classes": ["cat"],
+        "size": None,
+        "inputs": {"image": frame, "regions": boxes},
+        "outputs": {"boxes": boxes},
+    }
+    said = card.text(model, detection, found, "m.pt2", None)
+    assert "import torchvision" in said and "regions=torch.from_numpy(regions.copy())" in said

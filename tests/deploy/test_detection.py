@@ -1,0 +1,197 @@
+"""A detector's whole function answers as the run does: from bytes to boxes in its own pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vidi.data import augment
+from vidi.data.geometry import resize
+from vidi.data.open import from_images
+from vidi.deploy import detection, export, onnx_files, openvino_files, parity
+from vidi.engine.evaluate import Compute, predictions
+from vidi.engine.prepare import loader, make_task
+from vidi.errors import InputError
+from vidi.models.rcnns import rcnn_small
+from vidi.models.small_fast_rcnns import fast_rcnn_small
+from vidi.models.small_faster_rcnns import faster_rcnn_small
+from vidi.ops import regions as regions_ops
+from vidi.recipe import Recipe, replace
+from vidi.types import Normalisation
+
+CLASSES = ("a", "b", "c")
+TINY: dict[str, Any] = {
+    "stem": (6, 8),
+    "widths": (8, 8),
+    "depths": (1, 1),
+    "merged": 8,
+    "pooled": 3,
+    "hidden": 16,
+}
+
+
+class Made:
+    """What stands for a run: a network with random weights that finds a few things."""
+
+    def __init__(self, network: nn.Module, **changes: Any) -> None:
+        torch.manual_seed(1)
+        self.network = network.eval().requires_grad_(False)
+        for name, tensor in network.named_parameters():
+            if any(part in name for part in ("cls_score", "objects", "classifier.3")):
+                tensor.copy_(torch.randn(tensor.shape) * (0.3 if "objects" in name else 0.6))
+            elif any(part in name for part in ("bbox_pred", "moves")):
+                tensor.copy_(torch.randn(tensor.shape) * 0.05)
+        learned = getattr(network, "proposes", False)
+        told: dict[str, Any] = {
+            "task": "detection",
+            "model": "tiny",
+            "image_size": 64,
+            "batch_size": 2,
+            "data": {"proposals": "network" if learned else "selective-fast", "threads": 0},
+            "augmentation": {"preset": "boxes", "longest": 96},
+            "detection": {"least_score": 0.05, "most": 20},
+        }
+        recipe = replace(replace(Recipe(), told), changes)
+        filled = augment.resolve(recipe.augmentation)
+        self.recipe = dataclasses.replace(recipe, augmentation=filled)
+        self.classes = CLASSES
+        normal = Normalisation((0.4, 0.5, 0.45), (0.2, 0.25, 0.22))
+        self.compute = Compute(torch.device("cpu"), "fp32", False, normal)
+
+    def _loader(self, dataset: Any, ids: Any) -> Any:
+        task = make_task("detection", CLASSES, self.recipe, None)
+
+        def load(i: int) -> Any:
+            return dataset.images.load(i, 64)
+
+        return task, loader(dataset, ids, self.recipe, task, load, self.compute.normalisation)
+
+
+def image(height: int, width: int, seed: int = 0) -> Any:
+    """Blobs of colour."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 255, (6, 6, 3)).astype(np.uint8)
+    return resize(small, np.empty((height, width, 3), np.uint8))
+
+
+def regions(height: int, width: int, count: int = 30) -> Any:
+    rng = np.random.default_rng(1)
+    corners = np.sort(rng.uniform(0, 1, (count, 2, 2)), 1).reshape(-1, 4)
+    corners[0] = (0.5, 0.5, 0.5, 0.5)  # too small to be looked at
+    return (corners * [width, height, width, height]).astype(np.float32)
+
+
+NETWORKS = {
+    "faster": lambda: faster_rcnn_small(3, **TINY),
+    "fast": lambda: fast_rcnn_small(3, **TINY),
+    "pooled": lambda: fast_rcnn_small(3, **TINY, roi="pool"),
+    "rcnn": lambda: rcnn_small(3, side=24, stem=4, widths=(4, 8), described=8),
+}
+SIZES = [(64, 64), (50, 97), (130, 64), (200, 90), (40, 33), (100, 400)]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_function_answers_as_the_run(name: str) -> None:
+    model = Made(NETWORKS[name]())
+    whole = detection.function(model)
+    found = 0
+    for height, width in SIZES:
+        sample = {"image": image(height, width)}
+        if "regions" in whole.inputs:
+            sample["regions"] = regions(height, width)
+            (right,) = parity._told(model, [sample])
+        else:
+            task, batches = model._loader(from_images([sample["image"]]), np.arange(1))
+            ((_, (right,)),) = predictions(model.network, task, batches, model.compute)
+        with torch.no_grad():
+            given = {k: torch.from_numpy(x.copy()) for k, x in sample.items()}
+            answer = whole(**{**given, "image": given["image"][None]})
+        answer = {k: t.numpy() for k, t in answer.items()}
+        wanted = {"boxes": right.xyxy, "scores": right.scores, "labels": right.labels}
+        compared = parity._Boxes(model)
+        compared.add({}, wanted, answer)
+        assert not compared.differing and compared.ties <= 2
+        assert answer["labels"].dtype == np.int64 and (np.diff(answer["scores"]) <= 0).all()
+        found += compared.decisions
+    assert found > 20
+
+
+@pytest.mark.parametrize("longest", [80, 107, 400])
+@pytest.mark.parametrize("size", [32, 60, 320])
+def test_sides_are_those_of_evaluation(size: int, longest: int) -> None:
+    plan = SimpleNamespace(crop="shorter", size=size, longest=longest)
+    for height in range(20, 420, 23):
+        for width in range(20, 420, 7):
+            sides = torch.tensor(height), torch.tensor(width)
+            found = detection.known(*detection.target(*sides, size, longest))
+            assert found == augment.target(plan, (height, width)), (height, width)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sides", [(30, 40, 60, 80), (60, 80, 30, 40), (31, 47, 50, 20)])
+def test_resizing_is_that_of_the_loader_but_for_a_level(sides: tuple[int, ...]) -> None:
+    h, w, height, width = sides
+    rng = np.random.default_rng(0)
+    given = rng.integers(0, 256, (h, w, 3)).astype(np.uint8)
+    right = resize(given, np.empty((height, width, 3), np.uint8)).astype(np.float32)
+    levels = torch.from_numpy(given).permute(2, 0, 1)[None].float()
+    found = detection.resized(levels, height, width)[0].permute(1, 2, 0).numpy()
+    assert np.abs(found - right).max() <= 1 and (found != right).mean() < 0.01
+
+
+def test_aligning_in_a_graph_is_what_it_is_outside() -> None:
+    torch.manual_seed(0)
+    maps = torch.randn(1, 4, 9, 11)
+    at = torch.rand(40, 2, 2).mul(60).sort(1).values.view(-1, 4) - 10
+    rows = torch.cat((torch.zeros(40, 1), at), 1)
+    for sampling in (1, 2):
+        outside = regions_ops.align(maps, rows, 3, 1 / 4, sampling)
+        inside = regions_ops._aligned(maps, rows, (3, 3), 1 / 4, sampling)
+        assert torch.allclose(outside, inside, atol=1e-5)
+
+
+def test_what_cannot_be_drawn_is_said() -> None:
+    network = faster_rcnn_small(3, **TINY)
+    with pytest.raises(InputError, match="soft-nms linear"):
+        detection.function(Made(network, detection={"soft_nms": "linear"}))
+
+    class Own(nn.Module):
+        proposes = True
+
+    with pytest.raises(InputError, match="its own"):
+        detection.function(Made(Own()))
+
+
+def _metadata(whole: Any) -> dict[str, Any]:
+    return {
+        "task": "detection",
+        "inputs": {name: {"shape": list(sides)} for name, sides in whole.inputs.items()},
+    }
+
+
+@pytest.mark.parametrize("name", ["faster", "fast"])
+def test_files_answer_as_the_function(name: str, tmp_path: Path) -> None:
+    """In ONNX Runtime and OpenVINO, of images of any size."""
+    model = Made(NETWORKS[name]())
+    whole = detection.function(model)
+    path = tmp_path / "model.onnx"
+    onnx_files.write(whole, whole.example(), path, _metadata(whole))
+    openvino_files.convert(path, tmp_path / "model.xml", _metadata(whole))
+    artefacts = [export.read(path), export.read(tmp_path / "model.xml")]
+    for height, width in SIZES[:3]:
+        inputs = {"image": image(height, width, seed=height)[None]}
+        if name == "fast":
+            inputs["regions"] = regions(height, width)
+        with torch.no_grad():
+            right = whole(**{k: torch.from_numpy(x.copy()) for k, x in inputs.items()})
+        for artefact in artefacts:
+            compared = parity._Boxes(model)
+            compared.add({}, {k: t.numpy() for k, t in right.items()}, artefact.run(inputs))
+            assert compared.decisions > 4
+            assert not compared.differing and compared.ties <= 2
