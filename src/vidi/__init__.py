@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from vidi import models
-    from vidi.api import Model, Run, ensemble, examine, load, train
+    from vidi.api import Model, Run, ensemble, examine, load, run_report, train
     from vidi.data.dataset import Dataset
     from vidi.data.open import open_data as open
     from vidi.engine.answers import (
@@ -51,6 +51,7 @@ _HOME = {
     "ensemble": "vidi.api",
     "compare": "vidi.report.compare",
     "examine": "vidi.api",
+    "run_report": "vidi.api",
     "open": "vidi.data.open:open_data",
     "Run": "vidi.api",
     "Model": "vidi.api",
@@ -84,6 +85,7 @@ __all__ = [
     "ensemble",
     "compare",
     "examine",
+    "run_report",
     "open",
     "models",
     "Run",

@@ -4,6 +4,7 @@ the page in a browser, offline, as wide as a screen and as a phone."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -100,6 +101,7 @@ def test_json_is_one_object(here: Path, ask: Ask) -> None:
         (("runs/digits", "runs/digits"), "is named twice"),
         (("runs/digits", "--out", "mine.html"), "is no report of vidi's; it was not touched"),
         (("runs/digits", "--out", "runs"), "is a folder"),
+        (("runs/digits", "--out", "mine.html/it.html"), "mine.html is a file, and"),
     ],
 )
 def test_what_it_refuses(words: tuple[str, ...], says: str, here: Path, ask: Ask) -> None:
@@ -113,9 +115,9 @@ def test_what_it_refuses(words: tuple[str, ...], says: str, here: Path, ask: Ask
 def test_in_a_browser(scheme: str, here: Path) -> None:
     """Offline: nothing is said on the console, all pictures are there, and nothing sticks out at
     the width of a phone."""
-    chromium = shutil.which("chromium")
+    chromium = os.environ.get("VIDI_CHROMIUM") or shutil.which("chromium")
     if chromium is None:
-        pytest.skip("there is no chromium")
+        pytest.skip("there is no chromium on the path, and VIDI_CHROMIUM names none")
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

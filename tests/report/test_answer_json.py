@@ -106,3 +106,14 @@ def test_what_is_not_finite_is_null() -> None:
     assert as_json(away, ())["photometric_error"] is None
     lost = Prediction("", "cat", float("nan"), (), np.full(4, np.nan))
     assert as_json(lost, CLASSES)["top"][0] == ["cat", None]
+
+
+def test_names_that_are_no_unicode() -> None:
+    """A folder's name may be any bytes; JSON is UTF-8."""
+    name = "caf\udce9"
+    sure = Prediction("a.png", name, 0.75, (name,), np.array([0.25, 0.75], np.float32))
+    told = as_json(sure, ("b", name))
+    assert told["label"] == "caf?" and told["labels"] == ["caf?"] and told["top"][0][0] == "caf?"
+    masked = as_json(Segmentation("a.png", np.ones((2, 2), np.uint8), {name: 1.0}), ("b", name))
+    assert masked["shares"] == {"caf?": 1.0}
+    json.dumps([told, masked], ensure_ascii=False).encode()

@@ -13,7 +13,6 @@ from typing import Annotated
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from vidi.cli.arguments import parse
-from vidi.cli.outputs import writing_to
 from vidi.errors import InputError
 
 NAME = "report.html"
@@ -55,18 +54,18 @@ def main(arguments: Sequence[str]) -> int:
 
     from vidi import api
     from vidi.report import run_report
+    from vidi.report.names import readable
 
     # Before minutes of work: a place that cannot be written to.
     run_report.check_place(path)
     with contextlib.redirect_stdout(sys.stderr):
         report = api.run_report(told.runs, split=told.split, data=not told.no_data)
-        with writing_to(path.parent):
-            run_report.save(report, path)
+        run_report.save(report, path)
     if told.json:
-        print(json.dumps({"report": str(path), **report.as_json()}))
+        print(json.dumps({"report": readable(str(path)), **report.as_json()}))
         return 0
     for subject in report.subjects:
         for note in subject.notes:
             print(f"vidi: {subject.run.name}: {note}", file=sys.stderr)
-    print(f"wrote {path} ({len(report.html.encode()) / 1e6:.1f} MB)")
+    print(f"wrote {readable(str(path))} ({len(report.html.encode()) / 1e6:.1f} MB)")
     return 0

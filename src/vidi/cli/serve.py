@@ -1,4 +1,4 @@
-"""Answer over HTTP: a prediction server, and a page that shows what it says."""
+"""Answer over HTTP: a server, and a page that shows what it says."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vidi.errors import InputError
 
 @dataclass(frozen=True)
 class Serve:
-    """Serve runs over HTTP: images go in, what the run sees comes out, and / is a page to try it.
+    """Serve runs over HTTP: images in, answers out, and at / a page to try it.
 
     vidi serve runs/photos-resnet18
 
@@ -91,9 +91,8 @@ def main(arguments: Sequence[str]) -> int:
             classes = f", {len(model.classes)} classes" if model.classes else ""
             print(f"{name}: {model.recipe.task}{classes} ({model.recipe.model}, {model.backend})")
         guarded = loopback and token is None and not told.no_auth
-        made, state = app.create(
-            runs, told.limits, metrics, token=token, hosts=server.LOOPBACK if guarded else None
-        )
+        hosts = server.names(listening, told.host.lower()) if guarded else None
+        made, state = app.create(runs, told.limits, metrics, token=token, hosts=hosts)
         print(f"serving at {server.url(listening)}", flush=True)
         server.run(made, state, listening, told.limits)
     return 0
@@ -126,10 +125,12 @@ def _token(told: Serve) -> str | None:
 
 def _names(runs: Sequence[str]) -> list[str]:
     """The folders' names, with -2, -3 … where a name comes again."""
+    from vidi.deploy.serving.served import plain
+
     names: list[str] = []
     for run in runs:
         path = Path(run).expanduser().resolve()
-        stem = path.parent.name if path.suffix == ".safetensors" else path.name
+        stem = plain(path.parent.name if path.suffix == ".safetensors" else path.name)
         name, number = stem, 1
         while name in names:
             number += 1

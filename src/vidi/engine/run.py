@@ -248,9 +248,11 @@ def versions() -> dict[str, str]:
 
 
 def command() -> str:
+    """What was typed, as one would type it again."""
     import shlex
 
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    return shlex.join(["vidi" if name == "__main__.py" else name, *sys.argv[1:]])
 
 
 def _git_revision(folder: Path) -> str | None:

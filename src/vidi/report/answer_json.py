@@ -15,6 +15,7 @@ from vidi.data.flowfiles import kitti_png
 from vidi.engine.answers import BoundaryMap, DetectedObjects, Prediction, Segmentation
 from vidi.engine.flow_fields import FlowField
 from vidi.report.drawn import Answer
+from vidi.report.names import readable
 from vidi.types import Array
 
 
@@ -43,7 +44,8 @@ def as_json(
         case Prediction():
             return _classified(answer, classes, top)
         case Segmentation():
-            said: dict[str, Any] = {"size": list(answer.mask.shape), "shares": answer.shares}
+            shares = {readable(name): share for name, share in answer.shares.items()}
+            said: dict[str, Any] = {"size": list(answer.mask.shape), "shares": shares}
             return said | ({"mask": _base64(_numbers(answer.mask))} if arrays else {})
         case BoundaryMap():
             return _outlined(answer.soft) | ({"map": _base64(_grey(answer.soft))} if arrays else {})
@@ -58,10 +60,10 @@ def as_json(
 def _classified(answer: Prediction, classes: Sequence[str], top: int) -> dict[str, Any]:
     likeliest = np.argsort(-answer.probabilities, kind="stable")[:top]
     return {
-        "label": answer.label,
+        "label": readable(answer.label),
         "probability": _number(answer.probability),
-        "labels": list(answer.labels),
-        "top": [[classes[k], _number(answer.probabilities[k])] for k in likeliest],
+        "labels": [readable(name) for name in answer.labels],
+        "top": [[readable(classes[k]), _number(answer.probabilities[k])] for k in likeliest],
     }
 
 
@@ -76,7 +78,7 @@ def _outlined(soft: Array) -> dict[str, Any]:
 def _objects(answer: DetectedObjects, least: float) -> list[dict[str, Any]]:
     found = answer.found
     return [
-        {"class": name, "score": _number(score), "box": [_number(v) for v in box]}
+        {"class": readable(name), "score": _number(score), "box": [_number(v) for v in box]}
         for name, score, box in zip(answer.names, found.scores, found.xyxy, strict=True)
         if score >= least
     ]

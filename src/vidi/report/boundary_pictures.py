@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vidi.ops.suppression import suppress
+from vidi.report.names import plain
 from vidi.report.pictures import BLUE, GREEN, GREY, ORANGE, RED, STYLE, fitted
 from vidi.types import Array
 
@@ -41,7 +42,7 @@ def precision_recall(
             points = [p for p in one["curve"] if p["precision"] > 0 or p["recall"] > 0]
             recall, precision = ([p[key] for p in points] for key in ("recall", "precision"))
             best = one["ods_at"]
-            label = f"{name}: ODS {best['f']:.3f}"
+            label = f"{plain(name)}: ODS {best['f']:.3f}"
             metrics = one.get("metrics", {})
             label += "".join(
                 f", {key.upper()} {metrics[key]:.3f}" for key in ("ois", "ap") if key in metrics
@@ -98,7 +99,9 @@ def sheet(
                 for spine in axes.spines.values():
                     spine.set(visible=True, color="#cccccc", linewidth=0.5)
                 if title:
-                    axes.set_title(title, fontsize=8, color="#333", fontweight="normal", pad=3)
+                    axes.set_title(
+                        plain(title), fontsize=8, color="#333", fontweight="normal", pad=3
+                    )
         figure.savefig(path, dpi=150)
 
 

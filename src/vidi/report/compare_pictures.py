@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from vidi.report.compare import Comparison, Group
+from vidi.report.names import plain
 from vidi.report.pictures import (
     BLUE,
     GREEN,
@@ -38,7 +39,7 @@ def curves(found: Comparison, path: Path) -> None:
             colour = COLOURS[k % len(COLOURS)]
             for j, run in enumerate(group.runs):
                 rows = [row for row in run.rows if row["event"] == "evaluation"]
-                label = _label(group) if j == 0 else ""
+                label = plain(_label(group)) if j == 0 else ""
                 style = "-" if run.unfinished is None else "--"
                 _line(loss, rows, _values(rows, "train_loss"), colour, style, label)
                 headline = _values([row["metrics"] for row in rows], found.headline)

@@ -19,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from vidi.report.names import plain
 from vidi.report.pictures import STYLE
 from vidi.types import Array, Boxes, Sample
 
@@ -69,12 +70,12 @@ def sheet(
             axes.set_anchor("N")
         for axes, picture, caption in zip(grid[: len(tiles)], tiles, captions, strict=True):
             axes.imshow(picture, interpolation="nearest" if picture.shape[0] < 64 else None)
-            axes.set_title(_wrapped(caption), fontsize=7, color="#333", fontweight="normal", y=0,
-                           va="top", pad=-4)  # fmt: skip
+            axes.set_title(plain(_wrapped(caption)), fontsize=7, color="#333", fontweight="normal",
+                           y=0, va="top", pad=-4)  # fmt: skip
         if title:
             # About 13 letters an inch.
             whole = textwrap.fill(title, max(20, int(13 * width * columns)))
-            figure.suptitle(whole, fontsize=10 if columns > 1 else 8, fontweight="bold")
+            figure.suptitle(plain(whole), fontsize=10 if columns > 1 else 8, fontweight="bold")
         if shown:
             _legend(figure, shown, classes, colours)
         figure.savefig(path, dpi=110)
@@ -214,7 +215,7 @@ def _boxed(image: Array, boxes: Boxes, scale: float, colours: Array) -> Array:
 
 def _legend(figure: Figure, shown: list[int], classes: Sequence[str], colours: Array) -> None:
     named = shown[:MOST_NAMED]
-    handles: list[Any] = [Patch(facecolor=colours[k] / 255, label=classes[k]) for k in named]
+    handles: list[Any] = [Patch(facecolor=colours[k] / 255, label=plain(classes[k])) for k in named]
     if len(shown) > len(named):
         handles.append(Patch(facecolor="none", label=f"and {len(shown) - len(named)} more"))
     figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=7)

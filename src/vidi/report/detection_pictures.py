@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vidi.ops.detection_errors import KINDS, kinds
 from vidi.report.contact import colours_of
+from vidi.report.names import plain
 from vidi.report.pictures import BLUE, GREEN, GREY, ORANGE, RED, STYLE
 from vidi.types import Array, Boxes, Detections, Sample
 
@@ -87,9 +88,9 @@ def draw(
     score that is shown. The picture, uint8 [h, w, 3], is smaller than an image of more than 1600
     pixels a side, and a whole number of times larger than a tiny one.
     """
-    picture, scale = _readable(image)
+    picture, scale = legible(image)
     marked = [
-        Marked(_scaled(box, scale), f"{_short(classes[k])} {score:.2f}", _rgb(colours[k]))
+        Marked(_scaled(box, scale), f"{_short(classes[k])} {score:.2f}", rgb(colours[k]))
         for box, k, score in zip(
             found.xyxy.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
         )
@@ -162,7 +163,7 @@ def precision_recall(
                 axes.plot(recall, precision, color="#c9ced4", linewidth=0.7, zorder=1)
         hues = colours_of(len(shown)) / 255
         for (value, precision, name), hue in zip(shown, hues, strict=True):
-            label = f"{value:.3f}  {_short(name)}"
+            label = f"{value:.3f}  {plain(_short(name))}"
             axes.plot(recall, precision, color=hue, linewidth=1.5, label=label, zorder=3)
         if len(named) > 1:
             mean = np.mean([precision for _, precision, _ in named], axis=0)
@@ -190,7 +191,7 @@ def _drawn(picture: Array, marked: Sequence[Marked]) -> Array:
     h, w = picture.shape[:2]
     crowded = len(marked) > CROWDED
     line = int(np.clip(max(h, w) / 300, 2, 5)) - (crowded and max(h, w) > 900)
-    letters = _font(int(np.clip(max(h, w) / 48, 12, 24) * (0.85 if crowded else 1)))
+    letters = font_of(int(np.clip(max(h, w) / 48, 12, 24) * (0.85 if crowded else 1)))
     corners = [_corners(one.box, h, w) for one in marked]
     for one, at in zip(reversed(marked), reversed(corners), strict=True):
         _outline(pen, at, one, line)
@@ -198,7 +199,7 @@ def _drawn(picture: Array, marked: Sequence[Marked]) -> Array:
     texts = []
     for one, at in zip(marked, corners, strict=True):
         if one.text:
-            text = _fitting(one.text, letters, w - 6)
+            text = fitting(one.text, letters, w - 6)
             tabs.append(_place(at, _tab_size(text, letters), (h, w), tabs, line))
             texts.append((text, one.colour))
     for (text, colour), tab in zip(reversed(texts), reversed(tabs), strict=True):
@@ -278,7 +279,8 @@ def _corners(box: tuple[float, ...], h: int, w: int) -> tuple[int, int, int, int
 
 
 @functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font_of(size: int) -> ImageFont.FreeTypeFont:
+    """Letters of a height of about ``size`` pixels."""
     # matplotlib brings it; it has the letters of most of Europe's languages.
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
 
@@ -288,7 +290,8 @@ def _tab_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
     return math.ceil(font.getlength(text)) + 6, ascent + descent
 
 
-def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """As much of the text's beginning as is no wider than ``width`` pixels."""
     while len(text) > 1 and font.getlength(text) > width:
         text = text[:-2] + "…"
     return text
@@ -300,7 +303,7 @@ def _contrast(colour: Colour) -> Colour:
     return (0, 0, 0) if bright > 140 else (255, 255, 255)
 
 
-def _readable(image: Array) -> tuple[Array, float]:
+def legible(image: Array) -> tuple[Array, float]:
     """The image at a size at which letters can be read on it, and how much larger it is."""
     h, w = image.shape[:2]
     longer = max(h, w)
@@ -326,7 +329,7 @@ def _short(name: str) -> str:
     return name if len(name) <= LETTERS else name[: LETTERS - 1] + "…"
 
 
-def _rgb(colour: Any) -> Colour:
+def rgb(colour: Any) -> Colour:
     """Of "#rrggbb", or of three numbers."""
     if isinstance(colour, str):
         return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
@@ -377,7 +380,7 @@ def judged(
         Marked(
             _scaled(box, scale),
             _short(classes[label]),
-            _rgb(colours[label]),
+            rgb(colours[label]),
             dashed=bool(boxes.difficult[n] or boxes.crowd[n]),
         )
         for n, (box, label) in enumerate(
@@ -388,18 +391,18 @@ def judged(
         Marked(
             _scaled(found.xyxy[d].tolist(), scale),
             f"{_short(classes[int(found.labels[d])])} {found.scores[d]:.2f}",
-            _rgb(KIND_COLOURS[KINDS[kind[d]]] if kind[d] >= 0 else GREY),
+            rgb(KIND_COLOURS[KINDS[kind[d]]] if kind[d] >= 0 else GREY),
         )
         for d in np.flatnonzero(found.scores >= least)
     ]
     # Errors before what is right: they are what one looks for.
-    order = sorted(range(len(told)), key=lambda k: told[k].colour == _rgb(GREEN))
+    order = sorted(range(len(told)), key=lambda k: told[k].colour == rgb(GREEN))
     told = [told[k] for k in order]
     told += [
         Marked(
             _scaled(boxes.xyxy[n].tolist(), scale),
             _short(classes[int(boxes.labels[n])]),
-            _rgb(KIND_COLOURS["missed"]),
+            rgb(KIND_COLOURS["missed"]),
             dashed=True,
         )
         for n in np.flatnonzero(missed)
@@ -414,7 +417,7 @@ def _heading(title: str, counts: str, width: int) -> Array:
     """The title at the left and the counts at the right, in a line above the panels."""
     canvas = Image.new("RGB", (width, 22), "white")
     pen = ImageDraw.Draw(canvas)
-    font = _font(13)
+    font = font_of(13)
     room = width - math.ceil(font.getlength(counts)) - 12
     # Keys are paths: the end says which image it is.
     while len(title) > 1 and font.getlength(title) > room:
@@ -425,11 +428,11 @@ def _heading(title: str, counts: str, width: int) -> Array:
 
 
 def _legend(width: int) -> Array:
-    font = _font(14)
+    font = font_of(14)
     entries = [
         ("left: the truth; right:", None),
-        *((KIND_NAMES[name], _rgb(colour)) for name, colour in KIND_COLOURS.items()),
-        ("counts for nothing", _rgb(GREY)),
+        *((KIND_NAMES[name], rgb(colour)) for name, colour in KIND_COLOURS.items()),
+        ("counts for nothing", rgb(GREY)),
     ]
     canvas = Image.new("RGB", (width, 400), "white")
     pen = ImageDraw.Draw(canvas)
@@ -522,7 +525,7 @@ def _kinds(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
             f"{int(n):,}", (1, k), xytext=(4, 0), textcoords="offset points", va="center",
             fontsize=7, color=GREY, annotation_clip=False,
         )  # fmt: skip
-    axes.set_yticks(y, [_short(row["class"]) for row in rows], fontsize=8)
+    axes.set_yticks(y, [plain(_short(row["class"])) for row in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.set(xlim=(0, 1))

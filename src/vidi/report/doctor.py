@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from vidi.doctor.finding import Finding, Series
+from vidi.report.names import plain
 from vidi.report.pictures import (
     BLUE,
     GREEN,
@@ -43,12 +44,12 @@ def draw(finding: Finding, path: Path) -> None:
                 marker=marker,
                 markersize=3,
                 linewidth=1.5,
-                label=name,
+                label=plain(name),
             )
         if series.log:
             axes.set_yscale("log", nonpositive="mask")
         _marks(axes, finding, series)
-        axes.set(xlabel=series.xlabel, ylabel=series.ylabel)
+        axes.set(xlabel=plain(series.xlabel), ylabel=plain(series.ylabel))
         axes.set_title(f"{finding.severity}: {finding.code}", loc="left")
         if named:
             _names(axes, series)
@@ -61,7 +62,11 @@ def _marks(axes: Axes, finding: Finding, series: Series) -> None:
     """The level that matters, and the step at which it was seen."""
     if series.threshold is not None:
         axes.axhline(
-            series.threshold, color=RED, linestyle="--", linewidth=1, label=series.meaning or None
+            series.threshold,
+            color=RED,
+            linestyle="--",
+            linewidth=1,
+            label=plain(series.meaning) or None,
         )
     inside = finding.step is not None and series.x and series.x[0] < finding.step < series.x[-1]
     if series.xlabel != "step":
@@ -75,7 +80,7 @@ def _marks(axes: Axes, finding: Finding, series: Series) -> None:
 def _names(axes: Axes, series: Series) -> None:
     step = -(-len(series.names) // NAMED)
     at = np.asarray(series.x)[::step]
-    axes.set_xticks(at, [_tail(n) for n in series.names[::step]], rotation=90, fontsize=7)
+    axes.set_xticks(at, [plain(_tail(n)) for n in series.names[::step]], rotation=90, fontsize=7)
 
 
 def _tail(name: str) -> str:

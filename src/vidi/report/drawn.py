@@ -17,7 +17,7 @@ from vidi.engine.flow_fields import FlowField
 from vidi.ops.suppression import suppress
 from vidi.report import detection_pictures, flow_pictures, overlay
 from vidi.report.contact import BACKGROUND, colours_of, flow_colours
-from vidi.report.detection_pictures import LEAST, Colour, _fitting, _font, _readable, _rgb
+from vidi.report.detection_pictures import LEAST, Colour, fitting, font_of, legible, rgb
 from vidi.report.pictures import BLUE, RED
 from vidi.types import Array
 
@@ -63,12 +63,12 @@ def drawn(
 
 def _classified(image: Array, answer: Prediction, classes: Sequence[str], top: int) -> Array:
     """A bar for each of the likeliest classes; what the image is said to have is blue."""
-    picture, _ = _readable(image)
+    picture, _ = legible(image)
     width = max(NARROWEST, picture.shape[1])
     size = _letters(width)
-    font = _font(size)
+    font = font_of(size)
     likeliest = np.argsort(-answer.probabilities, kind="stable")[:top].tolist()
-    names = [_fitting(classes[k], font, int(0.45 * width)) for k in likeliest]
+    names = [fitting(classes[k], font, int(0.45 * width)) for k in likeliest]
     left = size + round(max(font.getlength(name) for name in names)) + size
     right = width - size - round(font.getlength("100.0%")) - size
     band = Image.new("RGB", (width, 2 * size * len(names) + size), "white")
@@ -80,7 +80,7 @@ def _classified(image: Array, answer: Prediction, classes: Sequence[str], top: i
         bar = (left, y - size // 2, right, y + size // 2)
         pen.rectangle(bar, fill=TRACK)
         if end := round(share * (right - left)):
-            colour = _rgb(BLUE) if classes[k] in answer.labels else SOFT_INK
+            colour = rgb(BLUE) if classes[k] in answer.labels else SOFT_INK
             pen.rectangle((left, bar[1], left + end, bar[3]), fill=colour)
         pen.text((width - size, y), f"{share:.1%}", font=font, fill=INK, anchor="rm")
     return _below(picture, band)
@@ -88,12 +88,12 @@ def _classified(image: Array, answer: Prediction, classes: Sequence[str], top: i
 
 def _segmented(image: Array, mask: Array, classes: Sequence[str], colours: Array) -> Array:
     """The mask over the image, and the classes that occur with their shares."""
-    picture, _ = _readable(image)
+    picture, _ = legible(image)
     bare = 0 if classes[0].lower() == BACKGROUND else None
     painted = overlay.overlay(picture, _nearest(mask, picture), colours, bare=bare)
     rows = overlay.legend(mask, classes)
     entries: list[tuple[str, Colour | None]] = [
-        (f"{name} {share:.1%}", (255, 255, 255) if k == bare else _rgb(colours[k]))
+        (f"{name} {share:.1%}", (255, 255, 255) if k == bare else rgb(colours[k]))
         for k, name, share in rows[:NAMED]
     ]
     if len(rows) > NAMED:
@@ -104,13 +104,13 @@ def _segmented(image: Array, mask: Array, classes: Sequence[str], colours: Array
 def _outlined(image: Array, soft: Array) -> Array:
     """Red lines over the pale image, the fainter, the less sure. The map is made thin at the size
     that is shown, or lines of large images would fall between the pixels."""
-    picture, scale = _readable(image)
+    picture, scale = legible(image)
     size = (picture.shape[1], picture.shape[0])
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     thin = suppress(cv2.resize(soft, size, interpolation=how))
     line = np.clip(cv2.dilate(thin, np.ones((2, 2), np.uint8)), 0, 1)[..., None]
     pale = (1 - PALE) * picture + PALE * 255
-    return np.asarray(np.rint((1 - line) * pale + line * _rgb(RED)), np.uint8)
+    return np.asarray(np.rint((1 - line) * pale + line * rgb(RED)), np.uint8)
 
 
 def _detected(
@@ -132,13 +132,13 @@ def _moving(flow: Array) -> Array:
     """The flow in colours, and below it the wheel that explains them. Motion is in pixels of the
     image itself, however large that is shown."""
     most = flow_pictures.full(flow)
-    field, _ = _readable(flow)
+    field, _ = legible(flow)
     width = max(NARROWEST, field.shape[1])
     size = _letters(width)
     wheel = flow_pictures.wheel(6 * size)
     band = Image.new("RGB", (width, 7 * size), "white")
     band.paste(Image.fromarray(wheel), (size // 2, size // 2))
-    pen, font, x = ImageDraw.Draw(band), _font(size), 8 * size
+    pen, font, x = ImageDraw.Draw(band), font_of(size), 8 * size
     pen.text((x, 2.6 * size), "from its centre: where to", font=font, fill=INK, anchor="lm")
     pen.text((x, 4.4 * size), f"at its rim: {most:.3g} pixels", font=font, fill=INK, anchor="lm")
     return _below(flow_colours(field, largest=most), band)
@@ -155,12 +155,12 @@ def _letters(width: int) -> int:
 def _legend(entries: Sequence[tuple[str, Colour | None]], width: int) -> Image.Image:
     """Texts, each behind a swatch of its colour, in as many lines as they take."""
     size = _letters(width)
-    font = _font(size)
+    font = font_of(size)
     placed = []
     x, y = size, size // 2
     for text, colour in entries:
         swatch = 0 if colour is None else round(1.5 * size)
-        text = _fitting(text, font, width - 2 * size - swatch)
+        text = fitting(text, font, width - 2 * size - swatch)
         wide = swatch + round(font.getlength(text))
         if x + wide > width - size and x > size:
             x, y = size, y + 2 * size

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from vidi.engine.flow_fields import FlowField
 from vidi.report.contact import flow_colours
+from vidi.report.names import plain
 from vidi.report.pictures import STYLE, fitted
 from vidi.types import Array, Sample
 
@@ -98,7 +99,7 @@ def sheet(
                 axes.set_axis_off()
             for axes, name, one, text in zip(cells, names, pictures, said, strict=False):
                 axes.imshow(fitted(one))
-                heading = f"{name}\n{text}" if k == 0 else text
+                heading = plain(f"{name}\n{text}" if k == 0 else text)
                 axes.set_title(heading, fontsize=7, color="#333", fontweight="normal", pad=2)
             cells[-1].imshow(wheel())
             cells[-1].set_title(f"{most:.3g} px", fontsize=7, color="#333", fontweight="normal",

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from vidi.engine.heatmaps import HeatMap
+from vidi.report.names import plain
 from vidi.report.pictures import STYLE, _save, _short
 from vidi.types import Array
 
@@ -96,4 +97,4 @@ def _blended(image: Array, heat: Array) -> Array:
 
 
 def _title(found: HeatMap) -> str:
-    return f"{_short(found.label)}  {found.probability:.0%}"
+    return f"{plain(_short(found.label))}  {found.probability:.0%}"

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from vidi.report.names import readable
+
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2733; --soft: #5c6773; --line: #e3e7ec;
         --ground: #f5f7f9; --paper: #fff; --blue: #1f6fb4; --green: #2c8a4b; --red: #c8322b;
@@ -107,7 +109,7 @@ def picture(data: bytes, alt: str, *, kind: str = "") -> Html:
 def frame(title: str, body: Iterable[str], *, style: str = "", maker: str = "vidi") -> str:
     """The whole page. ``style``: rules beside :data:`STYLE`. ``maker``: what made it, by which a
     later call knows its own."""
-    return "\n".join(
+    page = "\n".join(
         [
             "<!doctype html>",
             '<html lang="en">',
@@ -123,3 +125,4 @@ def frame(title: str, body: Iterable[str], *, style: str = "", maker: str = "vid
             "",
         ]
     )
+    return readable(page)

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from vidi.doctor.lr_range import LrRange
+from vidi.report.names import plain
 from vidi.report.pictures import BLUE, GREY, ORANGE, RED, STYLE, _figure, _save
 
 
@@ -40,7 +41,7 @@ def draw(found: LrRange, path: Path) -> None:
         low, high = float(np.min(seen.smoothed)), float(np.max(seen.smoothed))
         axes.set_ylim(low - 0.1 * (high - low), high + 0.15 * (high - low))
         axes.set(
-            title=f"{found.run}, {found.optimiser}: the loss while the rate rises",
+            title=f"{plain(found.run)}, {found.optimiser}: the loss while the rate rises",
             xlabel="learning rate",
             ylabel="training loss",
         )

@@ -8,6 +8,7 @@ import matplotlib
 from matplotlib.ticker import MaxNLocator
 
 from vidi.doctor.overfit import Overfit
+from vidi.report.names import plain
 from vidi.report.pictures import BLUE, GREY, RED, STYLE, _figure, _save
 
 
@@ -26,7 +27,7 @@ def draw(found: Overfit, path: Path) -> None:
             axes.set_yscale("log")
         said = "learned by heart" if found.learned else "not learned"
         axes.set(
-            title=f"{found.run}, one batch of {len(found.keys)}: {said} "
+            title=f"{plain(found.run)}, one batch of {len(found.keys)}: {said} "
             f"({found.metric} {found.first:.3g} → {found.last:.3g})",
             xlabel="step",
             ylabel="loss of the batch",

@@ -24,6 +24,7 @@ from PIL import Image
 from vidi.data.formats import voc_masks
 from vidi.report import contact
 from vidi.report.contact import BACKGROUND
+from vidi.report.names import plain
 from vidi.report.pictures import RED, STYLE, fitted
 from vidi.types import Array
 
@@ -234,14 +235,16 @@ def _panel(axes: Axes, title: str, picture: Array) -> None:
     axes.set_axis_off()
     axes.imshow(picture, interpolation="antialiased")
     if title:
-        axes.set_title(title, fontsize=8, color="#333", fontweight="normal", pad=3)
+        axes.set_title(plain(title), fontsize=8, color="#333", fontweight="normal", pad=3)
 
 
 def _swatch(k: int, text: str, palette: Array, bare: int | None) -> Patch:
     if k == bare:
-        return Patch(facecolor="white", edgecolor="#aaa", linewidth=0.6, label=f"{text} (bare)")
+        return Patch(
+            facecolor="white", edgecolor="#aaa", linewidth=0.6, label=f"{plain(text)} (bare)"
+        )
     colour = palette[k] / 255 if k < len(palette) else (0, 0, 0)
-    return Patch(facecolor=colour, edgecolor="#aaa", linewidth=0.3, label=text)
+    return Patch(facecolor=colour, edgecolor="#aaa", linewidth=0.3, label=plain(text))
 
 
 def _table(mask: Array, palette: Array) -> tuple[Array, Array]:

@@ -19,6 +19,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from vidi.report.names import plain
 from vidi.types import Array
 
 BLUE, ORANGE, GREY, RED, GREEN = "#1f6fb4", "#e07a1f", "#8a8f98", "#c8322b", "#2c8a4b"
@@ -135,9 +136,8 @@ def confusion(matrix: Array, classes: Sequence[str], path: Path, *, unit: str = 
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
     side = float(np.clip(1.8 + 0.42 * k, 4.2, 11))
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        listed = k > NAMED
         figure, (axes, *beside) = (
-            _figure(side + 4.8, side, 2, (1, 0.4)) if listed else _figure(side + 0.8, side, 1)
+            _figure(side + 4.8, side, 2, (1, 0.4)) if k > NAMED else _figure(side + 0.8, side, 1)
         )
         # The square root shows rare confusions, too, which is what one looks for.
         norm = PowerNorm(0.5, 0, 1)
@@ -153,7 +153,7 @@ def confusion(matrix: Array, classes: Sequence[str], path: Path, *, unit: str = 
         for spine in axes.spines.values():
             spine.set_visible(False)
         if k <= NAMED:
-            names = [_short(name) for name in classes]
+            names = [plain(_short(name)) for name in classes]
             long = max(map(len, names)) > 3
             size = 9 if k <= 30 else 7
             axes.set_xticks(range(k), names, rotation=90 if long else 0, fontsize=size)
@@ -162,7 +162,8 @@ def confusion(matrix: Array, classes: Sequence[str], path: Path, *, unit: str = 
         else:
             axes.set(xlabel="predicted (number of the class)", ylabel="true (number of the class)")
             beside[0].set_axis_off()
-            beside[0].text(0, 1, _commonest(counts, classes), va="top", fontsize=9, linespacing=1.6)
+            listed = plain(_commonest(counts, classes))
+            beside[0].text(0, 1, listed, va="top", fontsize=9, linespacing=1.6)
         if k <= COUNTED:
             long = counts.max(initial=0) >= LONG
             for i, j in zip(*np.nonzero(counts), strict=True):
@@ -198,12 +199,12 @@ def predictions(
         ):
             axes.imshow(image, interpolation="nearest" if max(image.shape) < 64 else "antialiased")
             right = label == truth
-            text = f"{_short(label)}  {probability:.0%}"
+            text = f"{plain(_short(label))}  {probability:.0%}"
             if not right:
-                text += f"\nis {_short(truth)}"
+                text += f"\nis {plain(_short(truth))}"
             axes.set_title(text, fontsize=8, color="#333" if right else RED, fontweight="normal")
         if title:
-            figure.suptitle(title, fontsize=10, fontweight="bold")
+            figure.suptitle(plain(title), fontsize=10, fontweight="bold")
         _save(figure, path)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter
 
 from vidi.data.recall import Recall
+from vidi.report.names import plain
 from vidi.report.pictures import BLUE, GREEN, GREY, ORANGE, RED, STYLE, _figure, _save
 
 LECTURE = (10_000, 0.991)
@@ -53,7 +54,7 @@ def draw(found: Recall, path: Path, *, title: str = "") -> None:
         number.set_ylim(0, 1.02)
         number.legend(**BELOW)
         if title:
-            figure.suptitle(title, fontsize=10, fontweight="bold")
+            figure.suptitle(plain(title), fontsize=10, fontweight="bold")
         _save(figure, path)
 
 

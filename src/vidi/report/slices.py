@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vidi.doctor.slices import THIRDS, Slice, Slices
+from vidi.report.names import plain
 from vidi.report.pictures import GREEN, GREY, RED, STYLE
 
 MOST = 40
@@ -32,7 +33,7 @@ def draw(found: Slices, path: Path) -> None:
             y -= 1.0 if row.by == last else 1.8
             last = row.by
             at.append(y)
-            names.append(f"{row.by} {row.name}  (n {row.n:,})")
+            names.append(plain(f"{row.by} {row.name}  (n {row.n:,})"))
             colour = GREY
             if row.differs:
                 colour = RED if found.worse(row) else GREEN

@@ -9,7 +9,7 @@ import dataclasses
 import io
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from vidi.data import augment
 from vidi.deploy.serving import app, server
 from vidi.deploy.serving.limits import Limits
 from vidi.deploy.serving.metrics import Metrics
-from vidi.deploy.serving.served import Served
+from vidi.deploy.serving.served import Served, plain
 from vidi.engine.answers import Prediction
 from vidi.engine.flow_fields import FlowField
 from vidi.errors import InputError
@@ -70,8 +70,9 @@ class Colours:
 
     def _said(self, one: Any) -> Any:
         if self.recipe.task == "flow":
-            motion = one[1][..., :2].astype(np.float32) - one[0][..., :2]
-            return FlowField("image 0", "image 0", *one, flow=motion)
+            first, second = one
+            motion = second[..., :2].astype(np.float32) - first[..., :2]
+            return FlowField("image 0", "image 0", first, second, flow=motion)
         mean = one.reshape(-1, 3).mean(0) + 1e-9
         share = mean / mean.sum()
         k = int(share.argmax())
@@ -114,9 +115,10 @@ def serve() -> Callable[..., Any]:
         hosts: frozenset[str] | None = None,
         latency: float = 0.005,
         batch_size: int | None = None,
+        names: Sequence[str] | None = None,
     ) -> Iterator[Running]:
         limits = limits or Limits()
-        names = [f"run{i}" for i in range(len(models))]
+        names = [plain(name) for name in names or [f"run{i}" for i in range(len(models))]]
         metrics = Metrics(names)
         runs = [
             Served(name, model, limits, metrics, batch_size, latency)

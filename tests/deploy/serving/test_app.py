@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import dataclasses
 import hashlib
 import importlib.util
 import io
@@ -128,7 +129,9 @@ def test_arrays_are_given_where_asked_for(at: Any, image: Make) -> None:
     files = {"first": ("a", image((10, 20, 0))), "second": ("b", image((13, 16, 0)))}
     answer = at.client.post("/runs/run1/predict?arrays=true", files=files).json()["answers"][0]
     png = np.frombuffer(base64.b64decode(answer["flow"]), np.uint8)
-    stored = cv2.imdecode(png, cv2.IMREAD_UNCHANGED)[..., ::-1].astype(float)
+    stored = cv2.imdecode(png, cv2.IMREAD_UNCHANGED)
+    assert stored is not None
+    stored = stored[..., ::-1].astype(float)
     # The benchmark's own form: u = (value - 2^15) / 64.
     np.testing.assert_allclose((stored[..., :2] - 2**15) / 64, [[[3, -4]]] * np.ones((30, 40, 1)))
 
@@ -171,6 +174,25 @@ def test_what_holds_no_image_is_a_sentence(at: Any, kind: str, body: bytes, stat
 def test_a_compressed_body_is_not_unpacked(at: Any, image: Make) -> None:
     headers = {"Content-Type": "image/png", "Content-Encoding": "gzip"}
     sentence(at.client.post("/predict", content=image(RED), headers=headers), 415)
+
+
+def test_names_that_are_no_text_are_answered(serve: Serve, colours: Any, image: Make) -> None:
+    """Folders of classes may have names of any bytes."""
+
+    class Odd(colours):  # type: ignore[misc]
+        def _said(self, one: Any) -> Any:
+            names = {"label": "ro\udcfft", "labels": ("ro\udcfft",)}
+            return dataclasses.replace(super()._said(one), **names)
+
+    model = Odd()
+    model.classes = ("ro\udcfft", "grün", "blue")
+    with serve(model, names=("caf\udce9",)) as running:
+        (told,) = running.client.get("/runs").json()["runs"]
+        assert told["name"] == "caf?" and told["classes"] == ["ro?t", "grün", "blue"]
+        answer = running.post(image(RED), path="/runs/caf%3F/predict?picture=true")
+        assert labels(answer) == ["ro?t"]
+        assert answer.json()["answers"][0]["top"][0][0] == "ro?t"
+        assert running.client.get("/metrics").status_code == 200
 
 
 def test_what_is_not_there_and_wrong_methods(at: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import runpy
 import zipfile
@@ -21,6 +22,7 @@ from vidi.errors import InputError
 
 KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 MUTATIONS = 300
+BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "serve_load.py"
 EXAMPLES = 15
 
 
@@ -108,7 +110,7 @@ def test_odd_sizes(at: Any, image: Callable[..., bytes], size: tuple[int, int]) 
 
 def test_random_mutations_of_valid_requests(at: Any) -> None:
     """As benchmarks/serve_load.py makes them, which sends thousands."""
-    made = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "serve_load.py"))
+    made = runpy.run_path(str(BENCHMARK))
     statuses = set()
     for seed in range(MUTATIONS):
         rng = np.random.default_rng(seed)
@@ -125,6 +127,33 @@ def test_random_mutations_of_valid_requests(at: Any) -> None:
     assert at.state.running == 0
     assert all(one.batcher.waiting == 0 and one.batcher._coming == 0 for one in at.runs)
     assert at.client.get("/ready").status_code == 200
+
+
+def test_the_benchmark_sees_a_server_that_drops_what_it_is_asked() -> None:
+    """It asks again only where a connection that had stayed was closed meanwhile."""
+    wire_of = runpy.run_path(str(BENCHMARK))["Wire"]
+    answers = [0]  # of each connection to come
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(answers.pop(0)):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx")
+        await writer.drain()
+        writer.close()
+
+    async def check() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            wire = wire_of(server.sockets[0].getsockname()[1])
+            with pytest.raises((OSError, asyncio.IncompleteReadError)):
+                await wire.ask("/predict", "image/png", b"")
+            answers.extend([1, 1])
+            for _ in range(2):
+                assert await wire.ask("/predict", "image/png", b"") == (200, b"x")
+            wire.close()
+        assert answers == []
+
+    asyncio.run(check())
 
 
 @pytest.fixture(scope="module")

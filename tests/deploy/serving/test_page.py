@@ -335,6 +335,43 @@ def test_two_frames_give_their_motion(server: str, visit: Any, photo: Any) -> No
     assert one.page.locator(".slot .call").first.inner_text().startswith(second.name)
 
 
+def answering(said: dict[str, Any]) -> Callable[[Route], None]:
+    return lambda route: route.fulfill(json={"answers": [said]})
+
+
+def test_answers_with_odd_names_and_without_numbers_are_told(
+    server: str, visit: Any, photo: Any
+) -> None:
+    """Names that are numbers, or JavaScript's own; and motion that is no finite number."""
+    names = ["constructor", "7", "constructor", "__proto__"]
+    objects = [{"class": name, "score": 0.9, "box": [0, 0, 2, 2]} for name in names]
+    told: dict[str, tuple[dict[str, Any], str, list[tuple[str, str]]]] = {
+        "segmentation": (
+            {"shares": {"red": 0.5, "10": 0.3, "2": 0.2}},
+            "Mostly red",
+            [("red", "50.0 %"), ("10", "30.0 %"), ("2", "20.0 %")],
+        ),
+        "detection": (
+            {"objects": objects},
+            "2 × constructor, 1 × 7, 1 × __proto__",
+            [(name, "0.90") for name in names],
+        ),
+        "flow": (
+            {"mean_motion": None, "largest_motion": None},
+            "Motion",
+            [("Mean", "not finite"), ("Largest", "not finite")],
+        ),
+    }
+    one = visit(server)
+    for task, (said, headline, rows) in told.items():
+        one.page.route("**/predict?*", answering(said))
+        one.turn_to(task)
+        one.drop(photo("a.png"), *([photo("b.png")] if task == "flow" else []))
+        one.expect("answered", headline)
+        assert one.list() == rows
+        one.page.unroute("**/predict?*")
+
+
 def test_another_run_is_asked_about_the_same_image(server: str, visit: Any, photo: Any) -> None:
     one = visit(server)
     one.choose(photo("a.png"))

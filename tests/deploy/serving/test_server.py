@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import io
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +18,8 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
+
+from vidi.cli.serve import _names
 
 Ask = Callable[..., tuple[int, str, str]]
 PAGE = (Path(__file__).parents[3] / "docs" / "serve.md").read_text(encoding="utf-8")
@@ -42,76 +44,93 @@ def process(*words: object, **environment: str) -> Iterator[tuple[subprocess.Pop
                 break
         assert url, server.communicate()
         until = time.monotonic() + 60
-        while httpx.get(f"{url}/ready").status_code != 200:
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        with httpx.Client() as client:
+            while client.get(f"{url}/ready").status_code != 200:
+                assert time.monotonic() < until
+                time.sleep(0.05)
         yield server, url
     finally:
         server.kill()
         server.communicate()
 
 
-def test_a_signal_drains_and_ends_with_0(trained: Path, tmp_path: Path) -> None:
-    """What has been taken is answered, also what is still on its way; nothing new is taken."""
-    file = io.BytesIO()
-    Image.new("RGB", (40, 40), (9, 9, 9)).save(file, "PNG")
-    data = file.getvalue()
-    with process(trained, trained, "--backend", "torch") as (server, url):
-        names = [one["name"] for one in httpx.get(f"{url}/runs").json()["runs"]]
-        assert names == ["digits-run", "digits-run-2"]
-
-        def slowly() -> Iterator[bytes]:
-            for k in range(10):
-                yield data[k * len(data) // 10 : (k + 1) * len(data) // 10]
-                time.sleep(0.15)
-
-        def ask() -> httpx.Response:
-            headers = {"Content-Type": "image/png"}
-            return httpx.post(f"{url}/predict", content=slowly(), headers=headers, timeout=30)
-
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            running = [pool.submit(ask) for _ in range(4)]
-            time.sleep(0.6)
-            server.send_signal(signal.SIGTERM)
-            time.sleep(0.2)
-            assert httpx.get(f"{url}/ready").status_code == 503
-            assert httpx.get(f"{url}/health").status_code == 200
-            late = httpx.post(f"{url}/predict", content=data, headers={"Content-Type": "image/png"})
-            assert late.status_code == 503 and "Retry-After" in late.headers
-            answers = [one.result() for one in running]
-        assert [one.status_code for one in answers] == [200] * 4
-        _, errors = server.communicate(timeout=30)
-        assert server.returncode == 0
-        assert "Traceback" not in errors
-
-
-def test_the_page_s_commands_work(trained: Path, tmp_path: Path) -> None:
-    """docs/serve.md: the server as it starts there, asked as it is asked there."""
+def test_the_page_s_commands_work_and_a_signal_drains(trained: Path, tmp_path: Path) -> None:
+    """docs/serve.md: the server is asked as it is asked there, and stops as it says."""
     for i in range(2):
         Image.new("RGB", (40, 40), (90 * i, 9, 9)).save(tmp_path / f"{'ab'[i]}.jpg")
+    token = "0123456789abcdef"
+    environment = {**os.environ, "VIDI_TOKEN": token}
     asked = [line[2:] for line in PAGE.splitlines() if line.startswith("$ curl")]
     assert len(asked) >= 4
-    with process(trained, VIDI_TOKEN="0123456789abcdef") as (server, url):
+    with process(trained, "--backend", "torch", VIDI_TOKEN=token) as (server, url):
         for command in asked:
             done = subprocess.run(
                 command.replace("http://127.0.0.1:8000", url).replace("photos-resnet18",
                                                                      "digits-run"),
                 shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60,
-                env={**os.environ, "VIDI_TOKEN": "0123456789abcdef"},
+                env=environment,
             )  # fmt: skip
             assert done.returncode == 0, (command, done.stderr)
             assert '"error"' not in done.stdout, (command, done.stdout)
         code = re.findall(r"```python\n(.*?)```", PAGE, re.S)[0]
         done = subprocess.run(
             [sys.executable, "-c", code.replace("http://127.0.0.1:8000", url)],
-            cwd=tmp_path, capture_output=True, text=True, timeout=60,
-            env={**os.environ, "VIDI_TOKEN": "0123456789abcdef"},
+            cwd=tmp_path, capture_output=True, text=True, timeout=60, env=environment,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.split()) == 4, "two labels and two probabilities"
-        server.send_signal(signal.SIGINT)
-        server.communicate(timeout=30)
-        assert server.returncode == 0
+        drains(server, url, (tmp_path / "a.jpg").read_bytes(), token)
+
+
+def drains(server: subprocess.Popen[str], url: str, data: bytes, token: str) -> None:
+    """What has been taken is answered, also what is still on its way; nothing new is taken."""
+    headers = {"Content-Type": "image/jpeg", "Authorization": f"Bearer {token}"}
+
+    def slowly() -> Iterator[bytes]:
+        for k in range(10):
+            yield data[k * len(data) // 10 : (k + 1) * len(data) // 10]
+            time.sleep(0.1)
+
+    with (
+        httpx.Client(base_url=url, headers=headers, timeout=30) as client,
+        concurrent.futures.ThreadPoolExecutor(4) as pool,
+    ):
+        running = [pool.submit(client.post, "/predict", content=slowly()) for _ in range(4)]
+        time.sleep(0.4)
+        server.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        assert client.get("/ready").status_code == 503
+        assert client.get("/health").status_code == 200
+        late = client.post("/predict", content=data)
+        assert late.status_code == 503 and "Retry-After" in late.headers
+        answers = [one.result() for one in running]
+    assert [one.status_code for one in answers] == [200] * 4
+    _, errors = server.communicate(timeout=30)
+    assert server.returncode == 0
+    assert "Traceback" not in errors
+
+
+def test_a_second_signal_ends_it_at_once(trained: Path) -> None:
+    """Though somebody still sends. It listens at another of this machine's own addresses, and
+    answers to that name."""
+    words = (trained, "--backend", "torch", "--host", "127.0.0.2")
+    with process(*words) as (server, url):
+        with socket.create_connection(("127.0.0.2", int(url.rpartition(":")[2]))) as wire:
+            wire.sendall(b"POST /predict HTTP/1.1\r\nHost: 127.0.0.2\r\nContent-Length: 9\r\n\r\na")
+            time.sleep(0.2)
+            server.send_signal(signal.SIGTERM)
+            while httpx.get(f"{url}/ready").status_code == 200:
+                time.sleep(0.05)
+            assert server.poll() is None, "what is on its way is waited for"
+            server.send_signal(signal.SIGTERM)
+            _, errors = server.communicate(timeout=10)  # a body may take 30 seconds
+        assert server.returncode == -signal.SIGTERM
+        assert "Traceback" not in errors, errors
+
+
+def test_runs_are_named_by_their_folders_and_each_once() -> None:
+    runs = ["a/cells", "b/cells", "a/cells/best.safetensors", "caf\udce9", "b/caf\udcff"]
+    assert _names(runs) == ["cells", "cells-2", "cells-3", "caf?", "caf?-2"]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +148,7 @@ def test_the_page_s_commands_work(trained: Path, tmp_path: Path) -> None:
         (("RUN", "--max-body", 0), "--max-body is 0"),
         (("RUN", "--max-images", 99), "never find room"),
         (("RUN", "--host", "256.1.1.1", "--no-auth"), "cannot listen"),
+        (("RUN", "--host", "a..b", "--no-auth"), "cannot listen"),
         (("nowhere", "--port", 0), "There is no run at nowhere"),
     ],
 )

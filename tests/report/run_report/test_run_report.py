@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 import math
+import os
 import re
+import shutil
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import vidi
-from vidi import api
-from vidi.report import run_report
+from vidi import api, doctor
+from vidi.report import pictures, run_report
+from vidi.report.run_report import cost
+from vidi.report.run_report.drawing import drawing
 
 TASKS = ("classification", "multilabel", "segmentation", "detection", "boundaries", "flow")
-ODD = ("probe", "ensemble", "interrupted", "begun", "gone")
+ODD = ("probe", "ensemble", "interrupted", "begun", "gone", "hostile")
 VOID = {"meta", "link", "img", "br", "path", "use", "rect", "image", "line", "circle"}
 
 
@@ -31,6 +40,7 @@ class Page(HTMLParser):
         self.without_words = 0
         self.sections: list[str] = []
         self.words = ""
+        self.kinds: set[str] = set()
         self._drawing = 0
         self.feed(text)
         self.close()
@@ -45,6 +55,7 @@ class Page(HTMLParser):
         self._look(tag, dict(attrs))
 
     def _look(self, tag: str, told: dict[str, str | None]) -> None:
+        self.kinds |= {tag, *(f"{tag} {attribute}" for attribute in told)}
         if name := told.get("id"):
             self.names.append(name)
         if tag == "section":
@@ -68,15 +79,6 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.words += data
-
-
-@pytest.fixture(scope="session")
-def pages(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The reports of all runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(runs["classification"].parent)
-        patch.setenv("VIDI_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return {name: api.run_report(runs[name], device="cpu").html for name in (*TASKS, *ODD)}
 
 
 @pytest.mark.parametrize("name", [*TASKS, *ODD])
@@ -200,14 +202,82 @@ def test_without_data(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) ->
     assert "The data was not opened" in page.words
 
 
-def test_the_split_that_is_asked_for(runs: dict[str, Path]) -> None:
-    report = api.run_report(runs["classification"], split="train", device="cpu")
+def test_the_split_that_is_asked_for(runs: dict[str, Path], there: None) -> None:
+    """Measured by what the run predicts of each image alone, and counted here."""
+    run = runs["hostile"]
+    report = api.run_report(run, split="train", device="cpu")
     [subject] = report.subjects
-    measured = vidi.load(runs["classification"], device="cpu").evaluate(split="train")
-    assert subject.metrics["train"] == measured.metrics
+    assert subject.opened is not None
+    data = subject.opened.dataset
+    samples = [data[i] for i in data.splits["train"].tolist()]
+    found = vidi.load(run, device="cpu").predict([one.image for one in samples])
+    labels = [int(np.asarray(one.label)) for one in samples]
+    right = [int(one.probabilities.argmax()) == k for one, k in zip(found, labels, strict=True)]
+    losses = [-math.log(one.probabilities[k]) for one, k in zip(found, labels, strict=True)]
+    metrics = subject.metrics["train"]
+    assert len(samples) == 18 and metrics["accuracy"] == pytest.approx(sum(right) / 18)
+    assert metrics["cross_entropy"] == pytest.approx(sum(losses) / 18, rel=1e-4)
     assert "By class, on training" in report.html
-    with pytest.raises(vidi.InputError, match="on a split 'trian'; its figures are of: val, test"):
-        api.run_report(runs["classification"], split="trian", data=False, device="cpu")
+    with pytest.raises(vidi.InputError, match="on a split 'trian'; its figures are of: val"):
+        api.run_report(run, split="trian", data=False, device="cpu")
+
+
+def test_names_are_never_markup(pages: dict[str, str], hostile: str) -> None:
+    """Of classes and files that would be tags, attributes and formulas."""
+    page, ours = Page(pages["hostile"]), Page(pages["classification"])
+    assert page.kinds <= ours.kinds
+    assert "What layers make of a sample" in page.words
+    assert page.words.count(hostile) > 5, "and they are shown as they stand, in drawings, too"
+    assert re.search(
+        r"<text[^>]*>" + re.escape(escape(hostile[:17], quote=False)), pages["hostile"]
+    )
+
+
+@pytest.mark.parametrize("name", ["a&b", "font: 12px x", "#222222", ' id="x"', "url(#a)"])
+def test_a_drawing_says_any_name(name: str) -> None:
+    def draw(path: Path) -> None:
+        pictures.confusion(np.eye(2, dtype=np.int64), [name, "b"], path)
+
+    page = Page(drawing(draw, name))
+    assert page.open == [] and page.without_words == 0
+    assert page.words.count(name) == 2, "at both axes"
+
+
+def test_names_that_are_no_unicode(runs: dict[str, Path], tmp_path: Path) -> None:
+    report = api.run_report(runs["begun"], data=False, device="cpu")
+    [one] = report.subjects
+    strange = Path("runs/\udcff")
+    run = dataclasses.replace(one.run, name=str(strange), path=strange)
+    report = run_report.written([dataclasses.replace(one, run=run)])
+    run_report.save(report, tmp_path / "it.html")
+    assert "<h1>runs/?</h1>" in (tmp_path / "it.html").read_text(encoding="utf-8")
+    assert report.as_json()["runs"][0]["run"] == "runs/?"
+
+
+def test_of_several_runs_no_maps_are_drawn(
+    there: None, runs: dict[str, Path], pages: dict[str, str], tmp_path: Path
+) -> None:
+    """They are most of a page's size."""
+    again = shutil.copytree(runs["boundaries"], tmp_path / "again")
+    text = api.run_report([runs["boundaries"], again], device="cpu").html
+    maps = "What layers make of a sample"
+    assert maps in pages["boundaries"] and maps not in text
+    assert text.count("Filters of the first layer") == 2
+
+
+def test_a_resumed_runs_clock_begins_anew(runs: dict[str, Path]) -> None:
+    def seconds(*rows: object) -> float:
+        some: list[dict[str, Any]] = [
+            {"event": "resume"} if row == "resume" else {"event": "epoch", "seconds": row}
+            for row in rows
+        ]
+        return cost.training_seconds(dataclasses.replace(records, rows=some))
+
+    records = doctor.read_records(runs["begun"])
+    assert seconds(10.0, 20.0) == 20.0
+    assert seconds(10.0, 20.0, "resume", 25.0, 50.0) == 70.0
+    assert seconds(10.0, 20.0, "resume", 5.0, "resume", 6.0) == 31.0
+    assert seconds(9.0, 2.0) == 11.0, "the first steps, which are slow, are timed by themselves"
 
 
 def test_nothing_but_a_report_is_written_over(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -222,3 +292,36 @@ def test_nothing_but_a_report_is_written_over(runs: dict[str, Path], tmp_path: P
     assert path.read_text() == "<html>my own page</html>"
     with pytest.raises(vidi.InputError, match="is a folder"):
         run_report.save(report, tmp_path)
+
+
+def test_a_place_that_cannot_be_written_to(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = api.run_report(runs["begun"], data=False, device="cpu")
+    path = tmp_path / "there.html"
+    run_report.save(report, path)
+    with pytest.raises(vidi.InputError, match=r"there\.html is a file, and"):
+        run_report.check_place(path / "it.html")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda *_: False)
+        with pytest.raises(vidi.InputError, match="may not be written to"):
+            run_report.check_place(tmp_path / "new" / "it.html")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", full)
+        with pytest.raises(vidi.InputError, match="cannot be written: No space left") as raised:
+            run_report.save(run_report.RunReport(report.subjects, "new"), path)
+    assert "--resume" not in str(raised.value)
+    assert path.read_text(encoding="utf-8") == report.html
+    assert [one.name for one in tmp_path.iterdir()] == ["there.html"]
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_pipe_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be waited for until somebody writes into it."""
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(run_report, "is_report", lambda _: pytest.fail("it was read"))
+    with pytest.raises(vidi.InputError, match="is no report of vidi's"):
+        run_report.check_place(tmp_path / "pipe")

@@ -21,8 +21,8 @@ from starlette.exceptions import HTTPException
 from vidi import __version__
 from vidi.deploy.serving import bodies, decoding, openapi, page
 from vidi.deploy.serving.bodies import Files
-from vidi.deploy.serving.gate import Gate, error
-from vidi.deploy.serving.limits import TOGETHER, Budget, Limits, Refused
+from vidi.deploy.serving.gate import Gate, Receive, Scope, Send, error
+from vidi.deploy.serving.limits import TOGETHER, Budget, Limits, Refused, busy
 from vidi.deploy.serving.metrics import MEDIA, Metrics
 from vidi.deploy.serving.served import Served
 from vidi.engine import defaults
@@ -33,6 +33,8 @@ log = logging.getLogger("vidi.serve")
 T = TypeVar("T")
 Names = tuple[str, ...]
 
+PIECE = 1 << 18
+"""Bytes of an answer that are handed to its connection at once."""
 REFUSALS = (400, 401, 404, 408, 413, 415, 422, 429, 503)
 
 
@@ -76,6 +78,7 @@ def create(
     by_name = {one.name: one for one in runs}
     pool = ThreadPoolExecutor(defaults.cores(), "vidi-requests")
     held = Budget(TOGETHER * limits.body_bytes)
+    on_their_way = Budget(TOGETHER * limits.body_bytes)
     html = page.read()
     page_headers = {"Content-Security-Policy": page.policy(html)}
 
@@ -86,7 +89,7 @@ def create(
         await warming
         for one in runs:
             await asyncio.to_thread(one.batcher.close)
-        pool.shutdown()
+        pool.shutdown(wait=False, cancel_futures=True)  # a thread may be at it for long
 
     app = FastAPI(
         title="vidi",
@@ -98,9 +101,6 @@ def create(
         redirect_slashes=False,
     )
     app.add_middleware(Gate, metrics=metrics, limits=limits, token=token, hosts=hosts)
-
-    async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(pool, work, *arguments)
 
     async def answer(request: Request, one: Served, asked: Asked) -> Response:
         """The way of a request for a prediction."""
@@ -117,8 +117,10 @@ def create(
             with one.batcher.coming() as arrived:
                 body = await bodies.read(request.stream(), request.headers, limits, held)
                 taken = len(body)
+                box = [body]
+                del body
                 async with asyncio.timeout(limits.max_seconds):
-                    said = await predicted(body, request.headers, one, asked, arrived)
+                    said = await predicted(box, request.headers, one, asked, arrived)
         except TimeoutError:
             raise Refused(
                 503,
@@ -130,10 +132,12 @@ def create(
         finally:
             held.give_back(taken)
             state.running -= 1
-        return Response(said, media_type="application/json")
+        if not on_their_way.take(len(said)):
+            raise busy("Too many large answers are on their way. Ask again later.", "answers")
+        return _Said(said, on_their_way)
 
     async def predicted(
-        body: bytes,
+        box: list[bytes],
         headers: Mapping[str, str],
         one: Served,
         asked: Asked,
@@ -142,11 +146,14 @@ def create(
         began = time.monotonic()
         with one.batcher.places() as take:
             take(1, 0)  # before anything is unpacked
-            files, inputs = await in_thread(_opened, body, headers, one, take)
+            files, inputs = await in_thread(pool, _opened, box.pop(), headers, one, take)
             futures = one.batcher.submit(inputs)
             arrived()
-            found = await _all(futures)
-        return await in_thread(_said, one, files, inputs, found, asked, began)
+            try:
+                found = await asyncio.gather(*map(asyncio.wrap_future, futures))
+            finally:
+                one.batcher.forget(futures)
+        return await in_thread(pool, _said, one, files, inputs, found, asked, began)
 
     def named(name: str | None) -> Served:
         if name is None:
@@ -186,7 +193,7 @@ def create(
     @app.get("/metrics", summary="Counts, for Prometheus", responses=openapi.errors(401),
              response_class=_Counts)  # fmt: skip
     async def counts() -> Response:
-        return _Counts(await in_thread(metrics.text))
+        return _Counts(await in_thread(pool, metrics.text))
 
     @app.post(
         "/predict",
@@ -240,6 +247,40 @@ class _Counts(Response):
     media_type = MEDIA
 
 
+class _Said(Response):
+    """An answer, sent in pieces, so that it is held here, and not by the connection, until the
+    client has taken it; then its bytes are given back to the budget."""
+
+    media_type = "application/json"
+
+    def __init__(self, said: bytes, budget: Budget) -> None:
+        super().__init__(said)
+        self.budget = budget
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        size = len(self.body)
+        try:
+            start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+            await send(start)
+            for k in range(0, size, PIECE):
+                piece = self.body[k : k + PIECE]
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body"})
+        finally:
+            self.budget.give_back(size)
+
+
+async def in_thread(pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:
+    """``work`` of these in one of the pool's threads. A call that was given up stays in the pool's
+    queue until its turn comes, but without its arguments, which may be large."""
+    box = [arguments]
+    del arguments
+    try:
+        return await asyncio.get_running_loop().run_in_executor(pool, lambda: work(*box.pop()))
+    finally:
+        box.clear()
+
+
 def _warm_up(runs: Sequence[Served], state: State) -> None:
     try:
         for one in runs:
@@ -250,24 +291,22 @@ def _warm_up(runs: Sequence[Served], state: State) -> None:
         state.failed = raised
 
 
-async def _all(futures: Sequence[Any]) -> list[Any]:
-    """The answers, or the first reason why there is none. Whoever gives up waiting takes back
-    what was not begun."""
-    try:
-        return await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
-    finally:
-        for future in futures:
-            future.cancel()
-
-
 def _opened(
     body: bytes, headers: Mapping[str, str], one: Served, take: Callable[[int, float], None]
 ) -> tuple[list[Files], list[Any]]:
     """The images' files, and their pixels. ``take``: places for all but one of them."""
     files = bodies.files(body, headers, pairs=one.pairs, most=one.limits.max_images)
     names = decoding.names(len(files), pairs=one.pairs)
-    take(len(files) - 1, _pixels(names, files, one.limits))
-    return files, _decoded(names, files, one)
+    pixels = _pixels(names, files, one.limits)
+    if pixels > one.most_pixels:
+        raise Refused(
+            413,
+            f"The images have {pixels / 1e6:,.0f} million pixels together; at most "
+            f"{one.most_pixels / 1e6:g} million are looked at. Send fewer a request.",
+            "pixels",
+        )
+    take(len(files) - 1, pixels)
+    return files, _decoded(names, files, one, take)
 
 
 def _pixels(names: list[Names], files: list[Files], limits: Limits) -> int:
@@ -289,10 +328,13 @@ def _pixels(names: list[Names], files: list[Files], limits: Limits) -> int:
     return pixels
 
 
-def _decoded(names: list[Names], files: list[Files], one: Served) -> list[Any]:
+def _decoded(
+    names: list[Names], files: list[Files], one: Served, take: Callable[[int, float], None]
+) -> list[Any]:
     """An array for each image, a pair of them for each pair."""
     out: list[Any] = []
     for called, each in zip(names, files, strict=True):
+        take(0, 0)  # raises where nobody waits for it any more
         images = tuple(
             decoding.pixels(data, name, one.limits, one.shorter)
             for data, name in zip(each, called, strict=True)
@@ -312,9 +354,7 @@ def _said(
     """The answers as JSON."""
     answers = []
     for each, image, answer in zip(files, inputs, found, strict=True):
-        said = as_json(
-            answer, one.model.classes, top=asked.top, least=asked.least, arrays=asked.arrays
-        )
+        said = as_json(answer, one.classes, top=asked.top, least=asked.least, arrays=asked.arrays)
         if asked.picture:
             if one.shorter is not None:  # it was decoded smaller than it is
                 image = decoding.pixels(each[0], "The image", one.limits, None)
@@ -322,10 +362,11 @@ def _said(
         answers.append(said)
     spent = round(time.monotonic() - began, 4)
     told = {"run": one.name, "task": one.task, "seconds": spent, "answers": answers}
-    return json.dumps(told, allow_nan=False, ensure_ascii=False).encode()
+    text = json.dumps(told, allow_nan=False, ensure_ascii=False)
+    return text.encode("utf-8", "replace")  # names of folders may be no UTF-8
 
 
 def _picture(one: Served, image: Any, answer: Any, asked: Asked) -> str:
-    made = drawn(image, answer, one.model.classes, one.model.palette, least=asked.least)
+    made = drawn(image, answer, one.classes, one.model.palette, least=asked.least)
     png = cv2.imencode(".png", cv2.cvtColor(made, cv2.COLOR_RGB2BGR))[1]
     return base64.b64encode(png.tobytes()).decode()

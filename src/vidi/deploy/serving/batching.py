@@ -30,8 +30,8 @@ class Batcher:
     """``predict`` is called in one thread, never twice at once.
 
     ``most``: images of a batch. ``latency``: seconds. ``room``: images that may wait; ``pixels``:
-    how many they may have together. ``watch`` hears of each batch: its images, and the seconds
-    that it took.
+    how many they may have together, and so the most that one request may have. ``watch`` hears of
+    each batch: its images, and the seconds that it took.
     """
 
     def __init__(
@@ -109,8 +109,7 @@ class Batcher:
         def take(more: int, of: float) -> None:
             nonlocal images, pixels
             with self._changed:
-                # To one that is alone all pixels are given.
-                many = self._pixels and self._pixels + of > self._most_pixels
+                many = self._pixels + of > self._most_pixels
                 if over or many or self._reserved + more > self._room:
                     raise self._full()
                 self._reserved += more
@@ -143,6 +142,13 @@ class Batcher:
             self._queue.extend(zip([now] * len(inputs), inputs, futures, strict=True))
             self._changed.notify_all()
         return futures
+
+    def forget(self, futures: Sequence[Future[Any]]) -> None:
+        """Nobody waits for these any more: those whose turn has not come go, and their images."""
+        gone = {future for future in futures if future.cancel()}
+        if gone:
+            with self._changed:
+                self._queue = deque(each for each in self._queue if each[2] not in gone)
 
     def _expect(self, requests: int) -> None:
         with self._changed:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+from typing import Any
 
 from vidi.data.images import Header, check_header, decode, read_header
 from vidi.deploy.serving.limits import Limits, Refused
@@ -11,15 +13,36 @@ from vidi.types import Array
 
 log = logging.getLogger("vidi.serve")
 
+PARTS = 5000
+"""How often a header may be read from. Each segment, tag or frame costs a few of them, and what is
+done for each may be slow, or the slower the more there were."""
+
+
+class Parts(io.BytesIO):
+    """A file that raises once it was read from too often.
+
+    A GIF has its pixels in pieces of up to 255 bytes, which are read on the way to a second frame.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.left = PARTS + (len(data) // 50 if data.startswith(b"GIF8") else 0)
+
+    def read(self, *size: Any) -> bytes:
+        self.left -= 1
+        if self.left < 0:  # no OSError, which would be taken for the end of a TIFF
+            raise ValueError("it has too many parts")
+        return super().read(*size)
+
 
 def header(data: bytes, name: str, limits: Limits) -> Header:
     """What the file says of itself, before anything of it is decoded.
 
-    Raises :class:`Refused` for no image (422) and for too many pixels (413). ``name``: what the
-    sentence calls it.
+    Raises :class:`Refused` for no image or one of too many parts (422), and for too many pixels
+    (413). ``name``: what the sentence calls it.
     """
     try:
-        found = read_header(data, name)
+        found = read_header(Parts(data), name)
         millions = found.width * found.height / 1e6
         if millions > limits.max_megapixels:
             raise Refused(

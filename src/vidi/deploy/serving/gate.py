@@ -69,21 +69,25 @@ class Gate:
                 message["headers"] = [*message.get("headers", []), *HEADERS]
             await send(message)
 
+        answer = None
         try:
-            self._check(scope)
-            await self.app(scope, receive, counted)
-        except Refused as refused:
-            self.metrics.refusals.labels(refused.why).inc()
-            answer = error(refused.status, refused.sentence, refused.headers)
-            await answer(scope, receive, counted)
-        except ClientDisconnect:
-            pass  # nobody is there to be answered
-        except Exception:
-            log.exception("a request failed")
-            if status:  # half an answer is out: the connection has to end
-                raise
-            answer = error(500, "The server failed at this; its log says how.")
-            await answer(scope, receive, counted)
+            try:
+                self._check(scope)
+                await self.app(scope, receive, counted)
+            except Refused as refused:
+                self.metrics.refusals.labels(refused.why).inc()
+                answer = error(refused.status, refused.sentence, refused.headers)
+            except ClientDisconnect:
+                pass  # nobody is there to be answered
+            except Exception:
+                log.exception("a request failed")
+                if status:  # half an answer is out: the connection has to end
+                    raise
+                answer = error(500, "The server failed at this; its log says how.")
+            # The error is gone by now, and with it the images that its frames held: it may take
+            # long until the client has this.
+            if answer is not None:
+                await answer(scope, receive, counted)
         finally:
             self.metrics.request(scope["path"], status or 499, time.monotonic() - began)
 
@@ -100,8 +104,8 @@ class Gate:
             if name not in self.hosts:
                 raise Refused(
                     400,
-                    "This server is asked for under a name that is not its own. Ask for it as "
-                    "127.0.0.1, or start it with a token.",
+                    "This server is asked for under a name that is not its own. Ask for it at "
+                    "the address that it printed, or start it with a token.",
                     "host",
                 )
         if self.token is None or scope["path"] in OPEN:

@@ -19,6 +19,11 @@ BATCH = {"segmentation": 4, "boundaries": 4, "flow": 4, "detection": 8}
 """Images that go through a network together, unless told; 32 where each gives no picture."""
 
 
+def plain(text: str) -> str:
+    """The text without what no UTF-8 has: names of folders may be any bytes."""
+    return text.encode("utf-8", "replace").decode()
+
+
 class Model(Protocol):
     """What is asked of :class:`vidi.api.Model`."""
 
@@ -50,13 +55,14 @@ class Served:
     batcher: Batcher = field(init=False)
 
     def __post_init__(self) -> None:
+        self.name = plain(self.name)
         limits, most = self.limits, self.batch_size or BATCH.get(self.task, 32)
         self.batcher = Batcher(
             self._predict,
             most=most,
             latency=self.latency,
             room=limits.max_queue,
-            pixels=WAITING * limits.max_megapixels * 1e6 * (2 if self.pairs else 1),
+            pixels=self.most_pixels,
             watch=lambda images, seconds: self.metrics.batch(self.name, images, seconds),
         )
         self.metrics.watch_queue(self.name, lambda: self.batcher.waiting)
@@ -68,6 +74,15 @@ class Served:
     @property
     def pairs(self) -> bool:
         return self.task == "flow"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(plain(name) for name in self.model.classes)
+
+    @property
+    def most_pixels(self) -> float:
+        """How many all images that wait may have together, and so those of one request."""
+        return WAITING * self.limits.max_megapixels * 1e6 * (2 if self.pairs else 1)
 
     @property
     def shorter(self) -> int | None:
@@ -94,7 +109,7 @@ class Served:
         return {
             "name": self.name,
             "task": self.task,
-            "classes": list(self.model.classes),
+            "classes": list(self.classes),
             "inputs": ["first", "second"] if self.pairs else ["image"],
             "model": recipe.model,
             "image_size": recipe.image_size,

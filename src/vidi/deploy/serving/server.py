@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import json
 import os
+import signal
 import socket
 import sys
 from types import FrameType
@@ -36,7 +37,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server((str(address[0]), int(address[1])), family=family)
-    except (OSError, OverflowError) as raised:
+    except (OSError, OverflowError, UnicodeError) as raised:
         reason = str(raised)
         if isinstance(raised, OSError) and not isinstance(raised, socket.gaierror):
             reason = os.strerror(raised.errno or 0)
@@ -44,6 +45,11 @@ def listen(host: str, port: int) -> socket.socket:
             f"The server cannot listen at {host}, port {port}: {reason}. Choose another --port or "
             "--host."
         ) from raised
+
+
+def names(listening: socket.socket, host: str) -> frozenset[str]:
+    """Under which a server of this machine alone, told to listen at ``host``, may be asked for."""
+    return LOOPBACK | {host, url(listening).removeprefix("http://").rpartition(":")[0]}
 
 
 def url(listening: socket.socket) -> str:
@@ -61,6 +67,10 @@ def protocol(limits: Limits) -> type[H11Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            # asyncio does it only where the listening socket names its protocol. Without it an
+            # answer's body waits 40 ms for the client to have confirmed its headers.
+            wire = transport.get_extra_info("socket")
+            wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             there = len(self.connections)
             if there > 2 * limits.max_connections:
                 transport.abort()
@@ -76,6 +86,8 @@ def protocol(limits: Limits) -> type[H11Protocol]:
         def on_response_complete(self) -> None:
             super().on_response_complete()
             self._watch()
+            if not self.flow.write_paused:
+                self._written()
 
         def connection_lost(self, exc: Exception | None) -> None:
             for timer in (self.waiting, self.writing):
@@ -85,13 +97,13 @@ def protocol(limits: Limits) -> type[H11Protocol]:
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self.writing = self.loop.call_later(limits.body_seconds, self.transport.abort)
+            if self.writing is None:  # one clock for all pieces of an answer
+                self.writing = self.loop.call_later(limits.body_seconds, self.transport.abort)
 
         def resume_writing(self) -> None:
             super().resume_writing()
-            if self.writing is not None:
-                self.writing.cancel()
-                self.writing = None
+            if self.cycle is None or self.cycle.response_complete:
+                self._written()
 
         def send_400_response(self, msg: str) -> None:
             text = json.dumps(
@@ -110,6 +122,11 @@ def protocol(limits: Limits) -> type[H11Protocol]:
                 for event in (response, h11.Data(data=text), h11.EndOfMessage()):
                     self.transport.write(self.conn.send(event) or b"")
             self.transport.close()
+
+        def _written(self) -> None:
+            if self.writing is not None:
+                self.writing.cancel()
+                self.writing = None
 
         def _watch(self) -> None:
             """A clock runs while headers are awaited, and while what is left of a body is thrown
@@ -134,7 +151,7 @@ async def _too_many(scope: Any, receive: Any, send: Any) -> None:
 
 class Server(uvicorn.Server):
     """At the first signal it says that it is not ready, takes no new work and answers what it has;
-    then, or at the second signal, it stops."""
+    then it stops. The second signal ends the process."""
 
     def __init__(self, config: uvicorn.Config, state: State) -> None:
         super().__init__(config)
@@ -143,8 +160,9 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # uvicorn would raise the signal again at the end; here a drained server ends with 0.
         if self.state.draining:
-            self.force_exit = self.should_exit
-            self.should_exit = True
+            # Threads that decode cannot be broken off, and would be waited for.
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
         self.state.draining = True
 
     async def on_tick(self, counter: int) -> bool:

@@ -7,16 +7,18 @@ order. What a section lacks (data that is gone, a run without curves) it says in
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vidi.engine.checkpoint import write_atomically
-from vidi.errors import InputError
+from vidi.errors import InputError, RunError
 from vidi.report.compare import Comparison
 from vidi.report.html import Html
+from vidi.report.names import readable
 from vidi.report.run_report import (
     calibration,
     cost,
@@ -37,21 +39,6 @@ from vidi.report.run_report.subject import Opened, Subject, with_nan
 
 __all__ = ["Opened", "RunReport", "Subject", "check_place", "save", "with_nan", "written"]
 
-SECTIONS: tuple[Callable[[Subject, Looked | None], Html], ...] = (
-    lambda subject, _: verdict.asked(subject),
-    lambda subject, _: data.shown(subject),
-    lambda subject, _: curves.shown(subject),
-    lambda subject, _: figures.shown(subject),
-    lambda subject, _: errors.shown(subject),
-    calibration.shown,
-    samples.shown,
-    lambda subject, _: inside.shown(subject),
-    lambda subject, _: findings.shown(subject),
-    cost.shown,
-    lambda subject, _: setting.environment(subject),
-    lambda subject, _: setting.recipe(subject),
-)
-"""In the order of the page."""
 ROOM = 8
 """Samples that are drawn of several runs together, of the best and of the worst: pictures are most
 of a page's size."""
@@ -70,7 +57,7 @@ class RunReport:
             "bytes": len(self.html.encode()),
             "runs": [
                 {
-                    "run": str(one.run.path),
+                    "run": readable(str(one.run.path)),
                     "task": one.task,
                     "split": one.split,
                     "unfinished": one.run.unfinished,
@@ -79,7 +66,7 @@ class RunReport:
                         for split, values in one.metrics.items()
                     },
                     "findings": [finding.code for finding in one.findings],
-                    "notes": list(one.notes),
+                    "notes": [readable(note) for note in one.notes],
                 }
                 for one in self.subjects
             ],
@@ -100,8 +87,8 @@ def written(subjects: Sequence[Subject], comparison: Comparison | None = None) -
         # Of several runs each has these sections, and no two may have one name.
         start = "" if comparison is None else f"run-{k}-"
         parts = [
-            Html(section(subject, looked).replace('<section id="', f'<section id="{start}', 1))
-            for section in SECTIONS
+            Html(part.replace('<section id="', f'<section id="{start}', 1))
+            for part in _sections(subject, looked, alone=comparison is None)
         ]
         body += [Html(f'<article id="run-{k}">'), verdict.head(subject)]
         if comparison is None:
@@ -111,6 +98,25 @@ def written(subjects: Sequence[Subject], comparison: Comparison | None = None) -
     return RunReport(tuple(subjects), page.written(f"{name}: report", body))
 
 
+def _sections(subject: Subject, looked: Looked | None, *, alone: bool) -> list[Html]:
+    """In the order of the page; what a run has nothing for is empty. ``alone``: whether the page is
+    about this run only. Of several, maps of layers would be most of its size."""
+    return [
+        verdict.asked(subject),
+        data.shown(subject),
+        curves.shown(subject),
+        figures.shown(subject),
+        errors.shown(subject),
+        calibration.shown(subject, looked),
+        samples.shown(subject, looked),
+        inside.shown(subject, maps=alone),
+        findings.shown(subject),
+        cost.shown(subject, looked),
+        setting.environment(subject),
+        setting.recipe(subject),
+    ]
+
+
 def _links(parts: Sequence[Html]) -> list[tuple[str, str]]:
     """(name, title) of each section."""
     found = (re.match(r'<section id="(.*?)">\n<h2>(.*?)</h2>', part) for part in parts)
@@ -118,19 +124,38 @@ def _links(parts: Sequence[Html]) -> list[tuple[str, str]]:
 
 
 def save(report: RunReport, path: Path) -> None:
-    """Write the page. Raises :class:`InputError` for a place that is something else already."""
+    """Write the page. Raises :class:`InputError` for a place that is something else already, and
+    where the system refuses; what was there before is then untouched."""
     check_place(path)
-    write_atomically(path, report.html.encode())
+    try:
+        write_atomically(path, report.html.encode())
+    except RunError as error:
+        why = error.__cause__
+        said = (why.strerror if isinstance(why, OSError) else None) or why
+        raise InputError(
+            f"{path} cannot be written: {said}. Make room, or give --out another place."
+        ) from error
 
 
 def check_place(path: Path) -> None:
-    """Raises :class:`InputError` where no report may be written: over what is none."""
+    """Raises :class:`InputError` where no report may be written: over what is none, and in a folder
+    that cannot be written to."""
     if path.is_dir():
         raise InputError(f"{path} is a folder. Give --out the name of a file, such as report.html.")
-    if path.exists() and not is_report(path):
+    # A pipe would be read for ever.
+    if path.exists() and not (path.is_file() and is_report(path)):
         raise InputError(
             f"{path} exists and is no report of vidi's; it was not touched. Give --out another "
             "name."
+        )
+    folder = next(one for one in path.absolute().parents if one.exists())
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder} is a file, and {path} would be in it. Give --out another place."
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{path} cannot be written: {folder} may not be written to. Give --out another place."
         )
 
 

@@ -40,15 +40,17 @@ def shown(subject: Subject, looked: Looked | None) -> Html:
 def training_seconds(records: Records) -> float:
     """Seconds of training alone, as far as it was written down; 0 where nothing was.
 
-    The clock is a process's own: after each resume it begins anew.
+    The clock is a process's own: after each resume it begins anew, and once more after the first
+    steps, which are slow.
     """
     total = last = 0.0
     for row in records.rows:
         if row["event"] == "probe":
             return float(row["seconds"])
+        anew = row["event"] == "resume" or (row["event"] == "epoch" and row["seconds"] < last)
+        if anew:
+            total, last = total + last, 0.0
         if row["event"] == "epoch":
-            if row["seconds"] < last:
-                total += last
             last = float(row["seconds"])
     if total + last:
         return total + last

@@ -98,19 +98,26 @@ def _within(svg: str, alt: str, adapts: bool) -> Html:
     assert found is not None
     wide = float(found[1].split()[2]) * ENLARGED
     salt = "g" + hashlib.blake2b(rest.encode(), digest_size=5).hexdigest()
-    # Groups are named for whoever edits the drawing; only what is used needs a name.
-    rest = re.sub(r'<g id="[^"]*"', "<g", rest)
-    rest = rest.replace(' id="', f' id="{salt}-').replace("url(#", f"url(#{salt}-")
-    rest = rest.replace('xlink:href="#', f'href="#{salt}-').replace("xlink:href", "href")
-    rest = re.sub(r"font: ((?:\d+ )?[\d.]+px) [^;\"]+", r"font: \1 var(--sans)", rest)
+    # In tags only, so that a name that looks like one of their parts stays as it is.
+    rest = re.sub(r"<[^>]*>", lambda found: _own(found[0], salt, adapts), rest)
     rest = re.sub(r"\n\s*", "\n", rest)
-    if adapts:
-        for theirs, own in THE_PAGES.items():
-            rest = rest.replace(theirs, own)
-        # A legend's ground; white letters stay white.
-        rest = re.sub(r'(<path [^>]*style="fill: )#ffffff', r"\1var(--paper)", rest)
     kind = "" if adapts else ' class="white"'
     return Html(
         f'<svg{kind} role="img" aria-label="{escape(alt)}" viewBox="{found[1]}" '
         f'style="max-width: {wide:.0f}px">{rest}'
     )
+
+
+def _own(tag: str, salt: str, adapts: bool) -> str:
+    """A tag of a drawing as one of the page's. ``salt``: what its names begin with."""
+    # Groups are named for whoever edits the drawing; only what is used needs a name.
+    tag = re.sub(r'^<g id="[^"]*"', "<g", tag)
+    tag = tag.replace(' id="', f' id="{salt}-').replace("url(#", f"url(#{salt}-")
+    tag = tag.replace('xlink:href="#', f'href="#{salt}-').replace("xlink:href", "href")
+    tag = re.sub(r"font: ((?:\d+ )?[\d.]+px) [^;\"]+", r"font: \1 var(--sans)", tag)
+    if adapts:
+        for theirs, own in THE_PAGES.items():
+            tag = tag.replace(theirs, own)
+        # A legend's ground; white letters stay white.
+        tag = re.sub(r'^(<path [^>]*style="fill: )#ffffff', r"\1var(--paper)", tag)
+    return tag

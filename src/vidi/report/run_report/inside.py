@@ -6,6 +6,7 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import matplotlib
@@ -41,8 +42,8 @@ class Maps:
     values: Array
 
 
-def shown(subject: Subject) -> Html:
-    """The section; nothing where the network is not there."""
+def shown(subject: Subject, *, maps: bool = True) -> Html:
+    """The section; nothing where the network is not there. ``maps``: whether they are drawn."""
     if subject.network is None:
         return Html("")
     members = list(members_of(subject.network))
@@ -55,14 +56,14 @@ def shown(subject: Subject) -> Html:
             heading("Filters of the first layer"),
             figure(
                 pixels(_sheet_of_filters(weights), f"Filters of {name}{layer}", exact=True),
-                f"<code>{name}{layer}</code>: {_told(weights)}",
+                f"<code>{escape(name + layer)}</code>: {_told(weights)}",
                 kind="narrow",
             ),
         ]
-    if subject.opened is not None:
-        sample, maps = seen(subject.opened, network)
-        if maps and sample is not None:
-            parts += [heading("What layers make of a sample"), _maps(sample, maps, name)]
+    if maps and subject.opened is not None:
+        sample, found = seen(subject.opened, network)
+        if found and sample is not None:
+            parts += [heading("What layers make of a sample"), _maps(sample, found, name)]
     if len(members) > 1 and parts:
         parts.insert(0, paragraph("Of the first member."))
     return section("inside", "Inside the network", *parts)
@@ -137,12 +138,13 @@ def _listening(
 
 
 def _maps(sample: Sample, maps: list[Maps], start: str) -> Html:
-    parts = [figure(pixels(sample.image, sample.key, side=320), f"<code>{sample.key}</code>")]
+    shown = pixels(sample.image, sample.key, side=320)
+    parts = [figure(shown, f"<code>{escape(sample.key)}</code>")]
     for one in maps:
         c, h, w = one.values.shape
         caption = (
-            f"<code>{start}{one.layer}</code>: {h} × {w}, {c} of {one.channels} channels, those "
-            "that differ most from place to place"
+            f"<code>{escape(start + one.layer)}</code>: {h} × {w}, {c} of {one.channels} channels, "
+            "those that differ most from place to place"
         )
         shown = pixels(
             _sheet_of_maps(one.values), f"Maps of {start}{one.layer}", side=640, exact=True
