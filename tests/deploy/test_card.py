@@ -44,13 +44,22 @@ def test_the_code_on_the_card_runs(
     model = vidi.load(run, device="cpu")
     made = export(model, formats[Path(file).suffix], tmp_path / file, images=3)
     written = made.card.read_text(encoding="utf-8")
-    image = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
-    Image.fromarray(image).save("photo.jpg", quality=100)
+    image = np.random.default_rng(0).integers(0, 255, (5, 8, 3)).astype(np.uint8)
+    lying = Image.Exif()
+    lying[274] = 6  # turned by a quarter
+    Image.fromarray(image.repeat(4, 0).repeat(4, 1)).save("photo.jpg", quality=100, exif=lying)
     (code,) = re.findall(r"```python\n(.*?)```", written, re.S)
     capsys.readouterr()
     exec(code, {})
-    seen = np.asarray(Image.open("photo.jpg"))
-    assert capsys.readouterr().out.strip() == model.predict(seen)[0].label
+    right = model.predict("photo.jpg")[0].label
+    assert right != model.predict(np.asarray(Image.open("photo.jpg")))[0].label, "not upright"
+    assert capsys.readouterr().out.strip() == right
+    monkeypatch.setattr(card, "SHOWN_CLASSES", 9)
+    many = card.text(model, made.metadata, made.parity, file, None)
+    (code,) = re.findall(r"```python\n(.*?)```", many, re.S)
+    assert "classes = json.loads(" in code
+    exec(code, {})
+    assert capsys.readouterr().out.strip() == right
 
 
 def test_what_is_said_is_what_was_measured(run: Path, tmp_path: Path) -> None:
@@ -91,7 +100,8 @@ def test_cards_of_other_tasks_say_what_these_give(run: Path) -> None:
         "outputs": {"flow": {"type": "float32", "shape": [1, 48, 64, 2]}},
     }
     said = card.text(model, flow, found, "m.onnx", None)
-    assert 'resize((64, 48)))[None]\nimage2 = np.asarray(Image.open("second.jpg")' in said
+    assert "resize((64, 48), Image.Resampling.BOX))[None]\nimage2 = np.asarray(" in said
+    assert 'ImageOps.exif_transpose(Image.open("second.jpg"))' in said
     assert "- One.\n- Two." in said and "x\\|y" in said and "Classes:" not in said
     boxes = {"type": "float32", "shape": ["regions", 4]}
     detection = {

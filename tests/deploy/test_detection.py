@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,10 +15,11 @@ from torch import nn
 from vidi.data import augment
 from vidi.data.geometry import resize
 from vidi.data.open import from_images
-from vidi.deploy import detection, export, onnx_files, openvino_files, parity
+from vidi.deploy import detection, export, onnx_files, openvino_files, parity, torch_files
 from vidi.engine.evaluate import Compute, predictions
 from vidi.engine.prepare import loader, make_task
 from vidi.errors import InputError
+from vidi.models.faster_rcnn_resnets import ResNetFasterRCNN
 from vidi.models.rcnns import rcnn_small
 from vidi.models.small_fast_rcnns import fast_rcnn_small
 from vidi.models.small_faster_rcnns import faster_rcnn_small
@@ -35,6 +36,11 @@ TINY: dict[str, Any] = {
     "pooled": 3,
     "hidden": 16,
 }
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
 
 
 class Made:
@@ -156,10 +162,38 @@ def test_aligning_in_a_graph_is_what_it_is_outside() -> None:
         assert torch.allclose(outside, inside, atol=1e-5)
 
 
+class Pooling(nn.Module):
+    """Nothing but the pooling of regions."""
+
+    inputs: ClassVar[Any] = {"maps": (1, 3, "height", "width"), "regions": ("regions", 5)}
+    outputs: ClassVar[Any] = {"pooled": ("regions", 3, 2, 4)}
+
+    def forward(self, maps: torch.Tensor, regions: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"pooled": regions_ops.pool(maps, regions, (2, 4), 1 / 4)}
+
+
+def test_pooling_of_regions_is_that_of_onnx(tmp_path: Path) -> None:
+    maps = torch.randn(1, 3, 9, 11)
+    at = torch.rand(40, 2, 2).mul(36).sort(1).values.view(-1, 4)
+    rows = torch.cat((torch.zeros(40, 1), at), 1)
+    path, given = tmp_path / "model.onnx", {"maps": maps, "regions": rows}
+    onnx_files.write(Pooling(), given, path, {})
+    openvino_files.convert(path, tmp_path / "model.xml", {})
+    right = regions_ops.pool(maps, rows, (2, 4), 1 / 4).numpy()
+    for file in (path, tmp_path / "model.xml"):
+        found = export.read(file).run({k: x.numpy() for k, x in given.items()})["pooled"]
+        np.testing.assert_array_equal(found, right)
+
+
 def test_what_cannot_be_drawn_is_said() -> None:
     network = faster_rcnn_small(3, **TINY)
     with pytest.raises(InputError, match="soft-nms linear"):
         detection.function(Made(network, detection={"soft_nms": "linear"}))
+
+    pyramid = ResNetFasterRCNN.__new__(ResNetFasterRCNN)  # without its 28 million weights
+    nn.Module.__init__(pyramid)
+    with pytest.raises(InputError, match="the map of its size"):
+        detection.function(Made(pyramid))
 
     class Own(nn.Module):
         proposes = True
@@ -176,15 +210,28 @@ def _metadata(whole: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["faster", "fast"])
-def test_files_answer_as_the_function(name: str, tmp_path: Path) -> None:
-    """In ONNX Runtime and OpenVINO, of images of any size."""
+def test_files_answer_as_the_function(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In ONNX Runtime, OpenVINO and torch, of images of any size, and of one, which is quicker to
+    draw; and hold the same tensors."""
     model = Made(NETWORKS[name]())
-    whole = detection.function(model)
+    sizes = SIZES[:3] if name == "faster" else [(72, 90)]
+    whole = detection.function(model, None if name == "faster" else sizes[0])
     path = tmp_path / "model.onnx"
-    onnx_files.write(whole, whole.example(), path, _metadata(whole))
+    drawn = torch_files.traced(whole, whole.example())  # once, for that takes longest
+    monkeypatch.setattr(onnx_files, "traced", lambda *given: drawn)
+    monkeypatch.setattr(torch_files, "traced", lambda *given: drawn)
+    names = onnx_files.write(whole, whole.example(), path, _metadata(whole))
+    torch_files.write(whole, whole.example(), tmp_path / "model.pt2", _metadata(whole))
     openvino_files.convert(path, tmp_path / "model.xml", _metadata(whole))
-    artefacts = [export.read(path), export.read(tmp_path / "model.xml")]
-    for height, width in SIZES[:3]:
+    artefacts = [export.read(tmp_path / f"model{s}") for s in export.SUFFIXES.values()]
+    own = dict(whole.network.named_parameters()) | dict(whole.network.named_buffers())
+    for artefact in artefacts:
+        stored = artefact.tensors()
+        assert stored.keys() == names | set(torch_files.PREPARATION)
+        assert all(np.array_equal(stored[n], own[n].numpy()) for n in names)
+    for height, width in sizes:
         inputs = {"image": image(height, width, seed=height)[None]}
         if name == "fast":
             inputs["regions"] = regions(height, width)
@@ -195,3 +242,29 @@ def test_files_answer_as_the_function(name: str, tmp_path: Path) -> None:
             compared.add({}, {k: t.numpy() for k, t in right.items()}, artefact.run(inputs))
             assert compared.decisions > 4
             assert not compared.differing and compared.ties <= 2
+
+
+def test_a_detector_that_finds_nothing_is_not_compared() -> None:
+    model = Made(NETWORKS["fast"]())
+    model.network.cls_score.bias[0] = 100  # all is background
+    whole = detection.function(model)
+    normal = model.compute.normalisation
+    artefact: Any = SimpleNamespace(
+        metadata=_metadata(whole)
+        | {
+            "classes": list(CLASSES),
+            "normalisation": {"mean": list(normal.mean), "std": list(normal.std)},
+        },
+        tensors=dict,
+        run=lambda given: {
+            k: t.numpy()
+            for k, t in whole(**{k: torch.from_numpy(x.copy()) for k, x in given.items()}).items()
+        },
+    )
+    found = parity.check(
+        artefact, model, [{"image": image(64, 64), "regions": regions(64, 64)}], {}
+    )
+    assert not found.passed
+    assert found.faults == (
+        "No detection could be compared; give more images, or other ones, with --data.",
+    )

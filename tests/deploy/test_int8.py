@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor, nn
 
 import vidi
 from vidi.data.dataset import Dataset
@@ -19,6 +21,28 @@ from vidi.errors import InputError, RunError
 DATA = "scenes:classification,size=48,n=40,val=12,test=0"
 
 
+class Small(nn.Module):
+    """Three layers, with normalisation between them."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.Conv2d(64, 128, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(128, num_classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layers(x)
+        return logits
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Dataset, Path]:
     """(a model that has learned a little, its data, its ONNX file in fp32)."""
@@ -26,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Dataset, Path]:
     vidi.train(
         DATA,
         run=folder / "run",
-        model="resnet20",
+        model=Small,
         image_size=32,
         length={"steps": 6},
         batch_size=8,
@@ -34,7 +58,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Dataset, Path]:
         precision="fp32",
         logging={"pictures": False},
     )
-    model, dataset = vidi.load(folder / "run", device="cpu"), open_data(DATA)
+    model, dataset = vidi.load(folder / "run", network=Small, device="cpu"), open_data(DATA)
     whole = function.function(model)
     example = whole.example()
     metadata = export.described(model, whole, example, dataset)
@@ -50,7 +74,7 @@ def test_layers_are_quantised_and_the_rest_is_not(
     said: list[str] = []
     cost = int8.quantise(full, path, model, dataset, max_loss=1, say=said.append)
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "vidi-cache") == ["small.onnx"]
-    assert cost.layers == 20  # 19 convolutions and one fully connected layer
+    assert cost.layers == 3  # two convolutions and one fully connected layer
     assert cost.calibrated == 40 and cost.images == 12 and cost.split == "val"
     assert cost.metric == "accuracy" and cost.loss == cost.fp32 - cost.int8
     assert f"accuracy {cost.int8:.4f}, and {cost.fp32:.4f} in fp32" in cost.sentence
@@ -61,7 +85,7 @@ def test_layers_are_quantised_and_the_rest_is_not(
     assert artefact.metadata["precision"] == "int8"
     graph = artefact.proto.graph
     kinds = [node.op_type for node in graph.node]
-    assert "BatchNormalization" not in kinds and kinds.count("Conv") == 19
+    assert "BatchNormalization" not in kinds and kinds.count("Conv") == 2
     before = int8._upstream(graph, int8.MEAN)
     assert before
     assert not any(n.op_type == "QuantizeLinear" for n in graph.node if n.name in before)
@@ -86,9 +110,14 @@ def test_too_much_is_refused_and_nothing_is_left(
 ) -> None:
     model, dataset, full = made
     path = tmp_path / "small.onnx"
-    with pytest.raises(RunError, match=r"in int8 accuracy is 0\.\d{4}, and 0\.\d{4} in fp32"):
-        int8.quantise(full, path, model, dataset, max_loss=-1)
-    assert not path.exists()
+    shutil.copy(full, path)
+    cost = int8.Int8("accuracy", "val", 12, 1.1, 0.0, 0.0, "MinMax", 40, 3)
+    assert int8.measured(path, onnx_files.read(path), model, dataset, cost, 1.1).loss > 0
+    for most in (0.05, float("nan")):
+        shutil.copy(full, path)
+        with pytest.raises(RunError, match=r"in int8 accuracy is \d\.\d{4}, and 1\.1000 in fp32"):
+            int8.measured(path, onnx_files.read(path), model, dataset, cost, most)
+        assert not path.exists()
 
 
 def test_data_without_truth_or_training_images_is_refused(
@@ -107,6 +136,33 @@ def test_the_figure_in_fp32_is_that_of_evaluation(made: tuple[Any, Dataset, Path
     found = held_out.headline(artefact)
     assert found == model.evaluate(split="val").metrics["accuracy"]
     assert held_out.worse(0.5, 0.75) == 0.25
+
+
+def test_a_way_that_gives_no_number_is_not_chosen(
+    made: tuple[Any, Dataset, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, dataset, full = made
+
+    class Read:
+        def __init__(self, path: Path) -> None:
+            self.path = path
+            self.metadata: dict[str, Any] = {"size": None}
+
+    def quantised(source: Path, path: Path, *rest: Any) -> None:
+        path.write_text(path.stem)
+
+    def headline(self: Any, artefact: Any, *, quick: bool = False) -> float:
+        return float("nan") if quick and artefact.path.stem == "MinMax" else 0.5
+
+    monkeypatch.setattr(int8.onnx_files, "read", Read)
+    monkeypatch.setattr(int8, "_prepared", lambda source, path: ["layer"])
+    monkeypatch.setattr(int8, "_quantised", quantised)
+    monkeypatch.setattr(int8, "_described", lambda path, metadata: None)
+    monkeypatch.setattr(int8._Inputs, "headline", headline)
+    cost = int8.quantise(full, tmp_path / "small.onnx", model, dataset, max_loss=0)
+    assert cost.method == (tmp_path / "small.onnx").read_text() == "Percentile"
+    with pytest.raises(RunError, match="more than the -1 that"):
+        int8.quantise(full, tmp_path / "small.onnx", model, dataset, max_loss=-1)
 
 
 def test_a_lower_metric_is_better_where_the_task_says_so() -> None:

@@ -280,7 +280,11 @@ def test_detections_have_counterparts_both_ways() -> None:
     assert _detections(boxes(ONE), boxes((*ONE[:4], 0.7, 1))) == (2, 2, 0)  # another score
     assert _detections(boxes(ONE), boxes(ONE, ONE))[0] == 3  # each is one once
     noise = (0, 0, 9, 9, 0.02, 1)
-    assert _detections(boxes(ONE, noise), boxes(ONE)) == (2, 0, 0)
+    assert _detections(boxes(ONE, noise), boxes(ONE)) == (3, 0, 1)  # one of few is compared
+    many = [(60 * k, 10, 60 * k + 40, 50, 0.8, 1) for k in range(10)]
+    assert _detections(boxes(*many, noise), boxes(*many)) == (20, 0, 0)
+    unsure = (0, 0, 9, 9, 0.04, 1)
+    assert _detections(boxes(unsure), boxes()) == (1, 1, 0)
 
 
 def test_a_box_that_was_as_good_as_suppressed_is_a_tie() -> None:
@@ -297,8 +301,27 @@ def test_pairs_are_of_one_size() -> None:
     alone = {"inputs": {"image": {"shape": [1, "height", "width", 3]}}}
     a, b = ({"image": np.zeros((side, 4, 3))} for side in (4, 5))
     together = [len(some) for some in parity._in_twos(free, [a, a, a, b, b, a])]
-    assert together == [2, 1, 2, 1]
+    assert together == [1, 2, 2, 1]
+    assert [len(some) for some in parity._in_twos(free, [a, b])] == [1, 1, 2]
+    assert [len(some) for some in parity._in_twos(free, [a])] == [1, 2]
     assert [len(some) for some in parity._in_twos(alone, [a, a, b])] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("wrong", "images"), [(1, 4), (2, 1), (2, 4)])
+def test_one_and_two_at_a_time_are_compared(
+    runs: Callable[[str], Any], wrong: int, images: int
+) -> None:
+    model, samples = runs("classification")
+    artefact = Played(function(model), model)
+    right = artefact.run
+
+    def run(inputs: dict[str, Any]) -> dict[str, Any]:
+        found = right(inputs)
+        return {k: x[:, ::-1] if len(x) == wrong else x for k, x in found.items()}
+
+    assert parity.check(artefact, model, samples[:images], trained(model)).passed
+    artefact.run = run  # type: ignore[method-assign]
+    assert not parity.check(artefact, model, samples[:images], trained(model)).passed
 
 
 @pytest.mark.parametrize("spoil", [_channels, _weight])

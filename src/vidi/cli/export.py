@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,9 +27,9 @@ SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 
 @dataclass(frozen=True)
 class Export:
-    """Write a run as one file, from the image's bytes to the answer: nothing has to be prepared.
+    """Write a run as one file, from the image's bytes to the answer.
 
-    The file is compared with the run on real images. If it answers otherwise, nothing is left.
+    It is compared with the run on real images; if it answers otherwise, it goes.
 
     vidi export runs/cats --format onnx --out cats/model.onnx
     """
@@ -54,13 +56,13 @@ class Export:
 
 def main(arguments: Sequence[str]) -> int:
     told = parse(Export, arguments, prog="vidi export")
-    if told.max_loss < 0:
+    if not told.max_loss >= 0:  # which NaN is not, either
         raise InputError(f"--max-loss is {told.max_loss:g}; a number from 0 on is expected.")
     out = _target(told)
 
     from vidi import api
 
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr), _tidy_end():
         model = api.load(told.run, device="cpu")
         made = model.export(
             told.format,
@@ -86,6 +88,19 @@ def main(arguments: Sequence[str]) -> int:
         print(f"  {made.int8.sentence}")
     print(f"  {made.card}: how to call it, and what is known of it")
     return 0
+
+
+@contextlib.contextmanager
+def _tidy_end() -> Iterator[None]:
+    """Told to end (SIGTERM), it ends as from Ctrl-C: what was begun is removed first."""
+    if threading.current_thread() is not threading.main_thread():  # others cannot hear it
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _target(told: Export) -> Path:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import inspect
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from vidi.deploy import network_cache
 from vidi.deploy.converted import Converted, Library, ONNXRuntime, OpenVINO, write_onnx
+from vidi.deploy.torch_files import lacking
 from vidi.engine import defaults, device
 from vidi.engine.evaluate import Compute
 from vidi.errors import InputError
@@ -137,6 +139,7 @@ def _found(
         names = [name for name in names if not name.endswith("bf16")]
     made_of = {
         "weights": _sha256(file),
+        "code": _code(network),
         "versions": {p: _version(p) for p in PACKAGES},
         "libraries": names,
         "torch": wanted == "auto",
@@ -158,10 +161,13 @@ def _found(
 
 def _opened(trial: Trial, folder: Path, about: dict[str, Any]) -> Chosen:
     """Raises :class:`Unsound` where it is not what torch gives."""
-    notes: Notes = list(about["notes"])
-    if about["fastest"] == "torch":
+    try:
+        notes, fastest = list(about["notes"]), str(about["fastest"])
+    except (KeyError, TypeError) as error:
+        raise Unsound("What is known of the converted network is damaged.") from error
+    if fastest == "torch":
         return Chosen(trial.network, notes)
-    library = _library(about["fastest"], folder / NETWORK)
+    library = _library(fastest, folder / NETWORK)
     trial.compare(library, trial.shapes[:1])  # all were when it was made
     return Chosen(Converted(trial.network, library), notes)
 
@@ -179,6 +185,8 @@ def _made(
         try:
             write_onnx(trial.network, trial.example(), file, sizes=trial.sizes)
         except Exception as error:  # whatever the exporter says of what it cannot follow
+            if lacking(error):  # another time there may be enough, so it is not kept
+                raise Unsound(f"{trial.model} was not converted ({_short(error)}).") from error
             reasons.append(f"{trial.model} cannot be converted ({_short(error)}).")
             names = []
         for name in names:
@@ -342,6 +350,14 @@ def _short(error: Exception) -> str:
 def _sha256(file: Path) -> str:
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _code(network: nn.Module) -> str | None:
+    """The SHA-256 of its class's source; None where that is not to be had."""
+    try:
+        return hashlib.sha256(inspect.getsource(type(network)).encode()).hexdigest()
+    except (OSError, TypeError):
+        return None
 
 
 def _version(package: str) -> str | None:

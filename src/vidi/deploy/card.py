@@ -18,6 +18,8 @@ from vidi.engine.run import RunDirectory
 
 MOST_CLASSES = 200
 """Rows of the table of classes, and names in a list."""
+SHOWN_CLASSES = 10
+"""Names in the code that calls the file; of more the file itself is asked."""
 USES = {
     "classification": "says which of its classes an image shows; every image gets one",
     "multilabel": "says which of its classes an image shows; there may be several, or none",
@@ -114,7 +116,7 @@ def text(
             [
                 ("network", metadata["network"]),
                 ("after", weights["source"] or "the network's source does not say"),
-                ("trained by", f"`{metadata['command'].replace('__main__.py', 'vidi', 1)}`"),
+                ("trained by", f"`{metadata['command']}`"),
                 ("data", f"{data['name']} ({data['format']}), {samples}"),
                 ("data's fingerprint", f"`{data['fingerprint']}`"),
                 *(
@@ -137,7 +139,9 @@ def text(
 def _call(task: str, file: str, metadata: dict[str, Any]) -> str:
     """Ten lines or so of Python."""
     frames = [name for name in metadata["inputs"] if name.startswith("image")]
-    lines = ["import numpy as np"]
+    named = task not in ("boundaries", "flow", "segmentation")
+    many = named and len(metadata["classes"]) > SHOWN_CLASSES
+    lines = [*(["import json", ""] if many else []), "import numpy as np"]
     if file.endswith(".onnx"):
         lines += ["import onnxruntime"]
     elif file.endswith(".xml"):
@@ -146,44 +150,49 @@ def _call(task: str, file: str, metadata: dict[str, Any]) -> str:
         lines += ["import torch"]
         if task == "detection":
             lines += ["import torchvision  # the graph uses its operators"]
-    lines += ["from PIL import Image", ""]
+    lines += ["from PIL import Image, ImageOps", ""]
     size = metadata["size"]
-    opened = 'Image.open("{}.jpg").convert("RGB")'
+    opened = 'ImageOps.exif_transpose(Image.open("{}.jpg")).convert("RGB")'
     if size is not None:
-        opened += f".resize(({size[1]}, {size[0]}))"
+        opened += f".resize(({size[1]}, {size[0]}), Image.Resampling.BOX)"
     names = {"image": "photo" if len(frames) == 1 else "first", "image2": "second"}
     lines += [f"{name} = np.asarray({opened.format(names[name])})[None]" for name in frames]
     given = [*frames]
     if "regions" in metadata["inputs"]:
         lines += ["regions = np.array([[0, 0, 100, 80]], np.float32)  # where objects may be"]
         given += ["regions"]
-    if task not in ("boundaries", "flow", "segmentation"):
-        shown = metadata["classes"]
-        if len(shown) <= 10:
-            lines += [f"classes = {shown!r}"]
-        else:
-            lines += ["classes = [...]  # as listed below"]
+    if named and not many:
+        lines += [f"classes = {metadata['classes']!r}"]
     lines += [""]
     inside = ", ".join(f'"{name}": {name}' for name in given)
     if file.endswith(".onnx"):
         lines += [
-            f'session = onnxruntime.InferenceSession("{file}")',
+            f"session = onnxruntime.InferenceSession({file!r})",
+            *_classes(many, 'session.get_modelmeta().custom_metadata_map["vidi"]'),
             "names = [output.name for output in session.get_outputs()]",
             f"answer = dict(zip(names, session.run(names, {{{inside}}})))",
         ]
     elif file.endswith(".xml"):
         lines += [
-            f'model = openvino.Core().compile_model("{file}", "CPU", '
-            '{"INFERENCE_PRECISION_HINT": "f32"})',
+            f"read = openvino.Core().read_model({file!r})",
+            *_classes(many, 'read.get_rt_info("vidi").astype(str)'),
+            'model = openvino.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})',
             f"answer = {{k.any_name: v for k, v in model({{{inside}}}).items()}}",
         ]
     else:
         inside = ", ".join(f"{name}=torch.from_numpy({name}.copy())" for name in given)
         lines += [
-            f'model = torch.export.load("{file}").module()',
+            *(['extra = {"vidi.json": ""}'] if many else []),
+            f"model = torch.export.load({file!r}{', extra_files=extra' * many}).module()",
+            *_classes(many, 'extra["vidi.json"]'),
             f"answer = {{k: v.numpy() for k, v in model({inside}).items()}}",
         ]
     return "\n".join([*lines, DECODED[task]])
+
+
+def _classes(many: bool, said: str) -> list[str]:
+    """Of many the file is asked, which says so under ``said``."""
+    return [f'classes = json.loads({said})["classes"]'] if many else []
 
 
 def _sides(kind: str, sides: dict[str, Any]) -> str:

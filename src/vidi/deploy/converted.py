@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from vidi.deploy import onnx_files
+from vidi.deploy import libraries, onnx_files
 
 NAMES = ("image", "image2")
 """Of inputs."""
@@ -70,7 +70,7 @@ class OpenVINO:
     """
 
     def __init__(self, file: Path, precision: str, threads: int) -> None:
-        import openvino
+        openvino = libraries.openvino()
         from openvino.preprocess import PrePostProcessor
 
         self.name = f"openvino {precision}"
@@ -131,8 +131,7 @@ class ONNXRuntime:
     """In fp32. ``threads``: of the processor."""
 
     def __init__(self, file: Path, threads: int) -> None:
-        import onnxruntime
-
+        onnxruntime = libraries.onnxruntime()
         self.name = "onnxruntime fp32"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

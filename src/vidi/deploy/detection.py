@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from vidi.data import augment
 from vidi.data.dataset import Dataset
 from vidi.deploy import resizing
-from vidi.deploy.function import Function, Sides, frozen
+from vidi.deploy.function import Function, Sides, frozen, trained
 from vidi.engine import defaults, propose
 from vidi.engine.prepare import kept_size
 from vidi.errors import InputError
 from vidi.models.fast_rcnns import FastRCNN
+from vidi.models.faster_rcnn_resnets import ResNetFasterRCNN
 from vidi.models.faster_rcnns import FasterRCNN
 from vidi.models.rcnns import RCNN
 from vidi.ops import boxes as ops
@@ -175,7 +176,14 @@ def function(model: Any, size: tuple[int, int] | None = None) -> Detect:
             "one after the other, which no format can hold as a graph. Export a run with "
             "--detection.soft-nms none."
         )
-    network = frozen(model.network)
+    if isinstance(trained(model), ResNetFasterRCNN):
+        raise InputError(
+            f"{recipe.model} looks at each region on the map of its size, and which regions these "
+            "are is known only when it runs: torch cannot draw that as a graph. No format can hold "
+            "this run yet. Export one of vidi's small networks, such as faster_rcnn_small, or "
+            "serve this run with `vidi serve`."
+        )
+    network = frozen(trained(model))
     told = recipe.data.proposals != propose.NETWORK
     if not told and not isinstance(network, FasterRCNN):
         raise InputError(

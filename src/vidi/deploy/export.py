@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import hashlib
 import importlib
+import math
 import os
 import shutil
 import tempfile
@@ -32,13 +33,15 @@ from vidi.deploy import card, detection
 from vidi.deploy import int8 as whole_numbers
 from vidi.deploy import parity as gate
 from vidi.deploy.function import Function, frozen, function
+from vidi.deploy.torch_files import lacking
 from vidi.engine.evaluate import Compute
 from vidi.engine.prepare import without
-from vidi.engine.run import BEST, versions
+from vidi.engine.run import BEST, read_header, versions
 from vidi.errors import InputError, RunError
 from vidi.models import DENSE
+from vidi.ops import tiles
 from vidi.recipe import Recipe
-from vidi.types import Array
+from vidi.types import Array, Notes
 
 FORMATS = {"onnx": "onnx_files", "openvino": "openvino_files", "torch": "torch_files"}
 """The module of each."""
@@ -50,8 +53,12 @@ MAX_LOSS = 0.01
 """Of the headline metric, what int8 may cost unless told."""
 CROPPED = 4
 """Images that are compared in another size, too, where a file takes any."""
-SMALLEST = 64
-"""Pixels of the shorter side, of images that can be cropped to see that."""
+SMALLEST, SMALLEST_MAP = 8, 64
+"""Pixels of the shorter side, of images that can be cropped to see that; the second where each
+pixel is answered for."""
+
+TILED = ("segmentation", "boundaries")
+"""Tasks whose runs answer large images in tiles (:mod:`vidi.ops.tiles`), and files in one piece."""
 
 Say = Callable[[str], None]
 
@@ -93,6 +100,7 @@ def export(
     figures, where the file does not answer as the run does; then nothing is left.
     """
     out = Path(out).expanduser()
+    model = dataclasses.replace(model, network=model.trained)
     _check(model, format, out, int8, images, size)
     dataset, split = opened(model, data, say)
     ids = spread(dataset.splits[split], images)
@@ -113,6 +121,8 @@ def export(
         samples = Samples(dataset, ids, whole, model.recipe)
         tensors = _trained(model, names) | gate.preparation(reference)
         say(f"comparing with the run on {samples.told(split)}")
+        for note in samples.notes:
+            say(note)
         found = _passed(gate.check(read(file), reference, samples, tensors), out)
         cost = None
         if int8:
@@ -126,10 +136,9 @@ def export(
             if cost is not None:
                 cost = whole_numbers.measured(file, read(file), reference, dataset, cost, max_loss)
             else:
-                stored = _converted(steps / f"{out.stem}.onnx", steps / "again.xml", metadata)
-                tensors = read(stored).tensors()
                 found = _passed(gate.check(read(file), reference, samples, tensors), out)
-        card.write(folder / CARD, reference, metadata, found, file.name, cost)
+        more = [*metadata["notes"], *samples.notes, *reference.notes]
+        card.write(folder / CARD, reference, {**metadata, "notes": more}, found, file.name, cost)
         if steps != folder:
             shutil.rmtree(steps)
         files = _moved(folder, out)
@@ -197,9 +206,20 @@ class Samples(Sequence[dict[str, Array]]):
             self._frames.append(dataset.images2)
         self._regions = detection.told(dataset, ids, recipe) if "regions" in whole.inputs else []
         self._cropped = 0
+        # The run answers larger ones in tiles.
+        self._most = tiles.SMALL if recipe.task in TILED and whole.size is None else None
         free = whole.size is None and not self._regions
-        if free and min(self._image(0, self._frames[0]).shape[:2]) >= SMALLEST:
+        height, width = self._image(0, self._frames[0]).shape[:2]
+        labelled = recipe.task in ("classification", "multilabel")
+        if free and min(height, width) >= (SMALLEST if labelled else SMALLEST_MAP):
             self._cropped = CROPPED
+        sizes = {dataset.images.size(int(i)) for i in ids}
+        self.notes: Notes = []
+        if free and not self._cropped and len(sizes) == 1:
+            self.notes.append(
+                f"Images of {height} × {width} px (height × width) alone were compared with the "
+                "run."
+            )
 
     def __len__(self) -> int:
         return len(self.ids) + self._cropped
@@ -225,9 +245,13 @@ class Samples(Sequence[dict[str, Array]]):
 
     def _image(self, row: int, images: Any) -> Array:
         image: Array = images.load(int(self.ids[row % len(self.ids)]), None)[0]
+        area = image.shape[0] * image.shape[1]
+        if self._most is not None and area > self._most:
+            share = math.sqrt(self._most / area)
+            image = image[: int(image.shape[0] * share), : int(image.shape[1] * share)]
         if row >= len(self.ids):
             (height, width), k = image.shape[:2], row - len(self.ids)
-            image = image[: height - height // 5 - k, width // 3 + 3 * k :]
+            image = image[: height - height // 5 - k, width // 3 + k * max(1, width // 24) :]
         elif self._size is not None and image.shape[:2] != self._size:
             image = resize(image, np.empty((*self._size, 3), np.uint8))
         return np.ascontiguousarray(image)
@@ -257,8 +281,13 @@ def _check(
                 f"{path} exists already, and nothing is written over. Give --out another name, in "
                 "a folder of its own."
             )
-    if model.description.data.get("svd") and not _file(model).is_file():
-        raise InputError("These weights lie in no file yet. Save them first (Model.save).")
+    file = _file(model)
+    own = read_header(file).data if file.is_file() else None
+    if own is None or any(own.get(k) != model.description.data.get(k) for k in ("svd", "members")):
+        raise InputError(
+            f"These weights lie in no file{'' if own is None else f' ({file} has others)'}. Save "
+            "them first (Model.save), and export what was saved."
+        )
 
 
 def _file(model: Any) -> Path:
@@ -304,6 +333,13 @@ def _written(
         except InputError:
             raise
         except Exception as error:  # of torch's exporter, which raises nearly anything
+            if lacking(error):
+                if isinstance(error, OSError):
+                    raise
+                raise RunError(
+                    f"The network was not exported, for memory or room on the disk ran out "
+                    f"({_reason(error)})."
+                ) from error
             why = f"{model.recipe.model} cannot be drawn as a graph otherwise ({_reason(error)})."
             continue
         for note in whole.notes:
@@ -467,9 +503,12 @@ def _beside(out: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
         yield folder
     except OSError as error:
+        why, at = error.strerror or error, Path(error.filename or out).absolute()
+        own = [*_targets(out.absolute()), *out.absolute().parents]
+        if at not in own and (folder is None or folder.absolute() not in (at, *at.parents)):
+            raise InputError(f"{at} cannot be read or written: {why}.") from error
         raise InputError(
-            f"{out} cannot be written: {error.strerror or error}. Make room, or give --out another "
-            "name."
+            f"{out} cannot be written: {why}. Make room, or give --out another name."
         ) from error
     finally:
         if folder is not None:
@@ -485,10 +524,12 @@ def _moved(folder: Path, out: Path) -> tuple[Path, ...]:
     done: list[Path] = []
     try:
         for path in reversed(_targets(out)):
-            if os.path.lexists(path):
-                raise InputError(f"{path} was made by another process at this moment.")
-            os.rename(folder / path.name, path)
+            try:  # an empty file first, which only one process can make
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            except FileExistsError as error:
+                raise InputError(f"{path} was made by another process at this moment.") from error
             done.append(path)
+            os.replace(folder / path.name, path)
     except BaseException:
         for path in done:
             path.unlink(missing_ok=True)

@@ -193,7 +193,7 @@ def function(model: Any, size: tuple[int, int] | None = None) -> Function:
 
         detector: Function = detection.function(model, size)
         return detector
-    given = (frozen(model.network), model.compute.normalisation, size, kept_size(recipe))
+    given = (frozen(trained(model)), model.compute.normalisation, size, kept_size(recipe))
     whole: Function
     if recipe.task == "segmentation":
         whole = Segment(*given)
@@ -209,6 +209,12 @@ def function(model: Any, size: tuple[int, int] | None = None) -> Function:
         whole.several = recipe.task == "multilabel"
         whole.classes = len(model.classes)
     return whole.eval()
+
+
+def trained(model: Any) -> nn.Module:
+    """The network in torch, where another library computes :attr:`vidi.api.Model.network`."""
+    found: nn.Module = getattr(model, "trained", model.network)
+    return found
 
 
 def frozen(network: nn.Module) -> nn.Module:

@@ -17,6 +17,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -29,7 +30,7 @@ from vidi import tasks
 from vidi.data import geometry
 from vidi.data.dataset import Dataset
 from vidi.data.loader import spread
-from vidi.deploy import detection, onnx_files, parity
+from vidi.deploy import detection, libraries, onnx_files, parity
 from vidi.engine.prepare import make_task
 from vidi.errors import InputError, RunError
 from vidi.models import DENSE
@@ -114,7 +115,7 @@ def quantise(
             _quantised(ready, made, layers, train, method)
             _described(made, full.metadata)
             loss = train.few(COMPARED).headline(onnx_files.read(made), quick=True)
-            if best is None or train.worse(loss, best) < 0:
+            if best is None or math.isnan(best) or train.worse(loss, best) < 0:
                 best, chosen = loss, method
         (Path(folder) / f"{chosen}.onnx").rename(path)
     say(f"int8: measuring both on {len(held_out):,} samples of the split {split}")
@@ -272,6 +273,7 @@ def _prepared(source: Path, path: Path) -> list[str]:
 
     Raises :class:`InputError` where there are none.
     """
+    libraries.onnxruntime()
     import onnx
     import onnxscript.optimizer
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -352,8 +354,7 @@ def _described(path: Path, metadata: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without what ONNX Runtime's tool prints of its progress."""
-    import onnxruntime
-
+    onnxruntime = libraries.onnxruntime()
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     onnxruntime.set_default_logger_severity(3)

@@ -15,16 +15,16 @@ def openvino() -> Any:
     is not there. So it is not there, for that moment.
     """
     reporter = "openvino_telemetry"
-    hidden = reporter not in sys.modules
-    if hidden:
-        sys.modules[reporter] = None  # type: ignore[assignment]
+    before = sys.modules.get(reporter)
+    sys.modules[reporter] = None  # type: ignore[assignment]
     try:
         import openvino
     except ImportError as error:
         raise InputError(_missing("openvino")) from error
     finally:
-        if hidden:
-            del sys.modules[reporter]
+        del sys.modules[reporter]
+        if before is not None:
+            sys.modules[reporter] = before
     return openvino
 
 

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,9 @@ from vidi.data.cache import cache_folder
 ABOUT = "about.json"
 BYTES = 4 << 30
 """Of all entries together; those unused for longest make room."""
+
+DAY = 86400
+"""Seconds after which what is still in the making was left there."""
 
 
 def place(made_of: Mapping[str, Any]) -> Path:
@@ -81,8 +85,12 @@ def _sum(file: Path) -> int:
 
 
 def _make_room(newest: Path) -> None:
+    folders = [f for f in newest.parent.iterdir() if f.is_dir()]
+    for part in folders:  # of other processes, which are at it, or have ended in the middle
+        if part.name.startswith(".making-") and time.time() - part.stat().st_mtime > DAY:
+            shutil.rmtree(part, ignore_errors=True)
     entries = sorted(
-        (f for f in newest.parent.iterdir() if f.is_dir()),
+        (f for f in folders if not f.name.startswith(".")),
         key=lambda f: (f == newest, f.stat().st_mtime),
     )
     sizes = [sum(file.stat().st_size for file in entry.iterdir()) for entry in entries]

@@ -37,6 +37,7 @@ def write(
     """
     onnx = libraries.onnx()
     import torch
+    import torchvision  # noqa: F401  # whose operators are translated
     from onnx import inliner
 
     stored = sum(t.nbytes for t in function.state_dict().values())
@@ -57,6 +58,7 @@ def write(
             input_names=list(inputs),
             output_names=list(outputs),
             verbose=False,
+            custom_translation_table={torch.ops.torchvision.roi_pool.default: _pooled()},
         )
     assert program is not None
     proto = inliner.inline_local_functions(program.model_proto)
@@ -115,6 +117,18 @@ def session(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _pooled() -> Any:
+    """ONNX's own operator for torchvision's pooling of regions, which torch does not translate. Of
+    the two outputs there nobody uses the second, where the maxima lie."""
+    from onnxscript import opset20
+
+    def roi_pool(maps: Any, regions: Any, scale: float, rows: int, columns: int) -> Any:
+        found = opset20.MaxRoiPool(maps, regions, pooled_shape=[rows, columns], spatial_scale=scale)
+        return found, found
+
+    return roi_pool
 
 
 def _tidy(proto: Any, sides: Mapping[str, Any]) -> None:

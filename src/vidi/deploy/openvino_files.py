@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from vidi.deploy import libraries, onnx_files
-from vidi.deploy.torch_files import NETWORK
+from vidi.deploy.torch_files import NETWORK, PREPARATION
 from vidi.errors import InputError
 from vidi.types import Array
 
@@ -68,11 +68,13 @@ class Artefact:
         self.model = model
 
     def tensors(self) -> dict[str, Array]:
-        """The network's, by the names that it has for them."""
+        """The network's, by the names that it has for them, and what images are normalised with:
+        the reader and the writer leave them as they are."""
+        constants = [op for op in self.model.get_ops() if op.get_type_name() == "Constant"]
         return {
             op.get_friendly_name().removeprefix(NETWORK): np.array(op.data)
-            for op in self.model.get_ops()
-            if op.get_type_name() == "Constant" and op.get_friendly_name().startswith(NETWORK)
+            for op in constants
+            if op.get_friendly_name().startswith(NETWORK) or op.get_friendly_name() in PREPARATION
         }
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

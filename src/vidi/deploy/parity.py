@@ -31,7 +31,7 @@ from vidi.engine.evaluate import predictions
 from vidi.tasks import multilabel
 from vidi.types import Array, Detections
 
-PROBABILITY, TYPICAL_PROBABILITY = 2e-3, 5e-5
+PROBABILITY, TYPICAL_PROBABILITY = 2e-3, 1e-4
 """Largest and typical (median) difference of probabilities. fp32 sums that are taken in another
 order move a probability by about 1e-6; where one pixel of a resized image falls on the other side
 of a half, it is a grey level off, and moves one by up to 1e-3, but rarely and in few images."""
@@ -49,6 +49,8 @@ MOTION, TYPICAL_MOTION = 2e-2, 2e-4
 lengths. Vectors come from differences of features that are far larger, so more digits are lost."""
 LEAST = 0.05
 """Detections of that score or more are compared; those below it are hardly more than noise."""
+SUREST = 10
+"""So many are compared in each image, where there are any, however unsure they are."""
 SCORE, TYPICAL_SCORE = 1e-2, 2e-4
 """Largest and mean difference of the scores of a detection and its counterpart."""
 OVERLAP = 0.98
@@ -63,11 +65,12 @@ class Measure:
 
     name: str
     value: float
-    most: float
+    most: float | None
+    """None: it is said alone; what it could be is decided by something else."""
 
     @property
     def passed(self) -> bool:
-        return self.value <= self.most  # which NaN is not
+        return self.most is None or self.value <= self.most  # which NaN is not
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,11 @@ def check(
             if not wrong:
                 compared.add(sample, right, answer)
             done += 1
+    if done and not faults and compared.what and not compared.decisions:
+        faults.append(
+            f"No {compared.what[:-1]} could be compared; give more images, or other ones, with "
+            "--data."
+        )
     return Parity(
         task,
         done,
@@ -198,14 +206,19 @@ def answered(artefact: Artefact, samples: Sequence[Mapping[str, Array]]) -> list
 def _in_twos(
     metadata: dict[str, Any], samples: Sequence[Mapping[str, Array]]
 ) -> Iterator[list[Mapping[str, Array]]]:
-    """Neighbours of one size together, where the file takes more than one image at a time."""
+    """The first alone; of the others neighbours of one size together, where the file takes more
+    than one image at a time. If there are none, the first with its mirror image."""
     free = isinstance(metadata["inputs"]["image"]["shape"][0], str)
     waiting: list[Mapping[str, Array]] = []
+    paired = False
     for i in range(len(samples)):
         sample = samples[i]
+        if i == 0:
+            yield [sample]
+            continue
         if waiting and waiting[0]["image"].shape == sample["image"].shape:
             yield [*waiting, sample]
-            waiting = []
+            waiting, paired = [], True
             continue
         if waiting:
             yield waiting
@@ -215,6 +228,9 @@ def _in_twos(
             waiting = []
     if waiting:
         yield waiting
+    if free and not paired and len(samples):
+        first = samples[0]
+        yield [first, {name: frame[:, ::-1].copy() for name, frame in first.items()}]
 
 
 def _predicted(reference: Any, samples: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
@@ -451,9 +467,10 @@ class _Boxes(_Comparison):
         self, sample: Mapping[str, Array], right: Mapping[str, Array], answer: Mapping[str, Array]
     ) -> None:
         settings = self.reference.recipe.detection
+        least = least_compared(right["scores"], settings.least_score)
         for one, other in ((right, answer), (answer, right)):
             found = counterparts(one, other)
-            sure = one["scores"] >= LEAST
+            sure = one["scores"] >= least
             alone = sure & (found < 0)
             tie = np.zeros_like(alone)
             for k in np.flatnonzero(alone):
@@ -467,10 +484,19 @@ class _Boxes(_Comparison):
 
     def measures(self) -> tuple[Measure, ...]:
         return (
-            Measure("scores differ by at most", _largest(self.scores), SCORE),
+            # What has its counterpart is so near; what has none is decided above.
+            Measure("scores differ by at most", _largest(self.scores), None),
             Measure("on average by", _mean(self.scores), TYPICAL_SCORE),
-            Measure("boxes overlap by all but", _largest(self.overlaps), 1 - OVERLAP),
+            Measure("boxes overlap by all but", _largest(self.overlaps), None),
         )
+
+
+def least_compared(scores: Array, least: float) -> float:
+    """From which score on detections are compared, in an image where the run has these ``scores``
+    [D], none of them below ``least``: where few are sure, the ten surest are."""
+    if len(scores) < SUREST:
+        return min(LEAST, least)
+    return min(LEAST, float(np.sort(scores)[-SUREST]))
 
 
 def counterparts(one: Mapping[str, Array], other: Mapping[str, Array]) -> Array:

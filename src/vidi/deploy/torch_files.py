@@ -62,6 +62,18 @@ def traced(function: nn.Module, example: Mapping[str, Tensor]) -> ExportedProgra
     return program
 
 
+def lacking(error: BaseException | None) -> bool:
+    """Whether it was memory or room on the disk that ran out, which says nothing of the network.
+    torch and its exporter tell that in errors of their own, too."""
+    while error is not None:
+        if isinstance(error, OSError | MemoryError):
+            return True
+        if any(part in str(error) for part in ("DefaultCPUAllocator", "PytorchStreamWriter")):
+            return True
+        error = error.__cause__
+    return False
+
+
 @contextlib.contextmanager
 def unwarned() -> Iterator[None]:
     """Without the warning that torchvision's suppression of boxes sets off where it is drawn: it
@@ -115,10 +127,10 @@ class Artefact:
 
     def tensors(self) -> dict[str, Array]:
         """The network's, by the names that it has for them, and those of :data:`PREPARATION`."""
-        state = self.program.state_dict
-        found = {name: state[NETWORK + name].detach().numpy() for name in used(self.program)}
-        constants = self.program.constants
-        return found | {k: constants[k].numpy() for k in PREPARATION if k in constants}
+        # Buffers that the network does not save lie among the constants.
+        held = {**self.program.constants, **self.program.state_dict}
+        found = {name: held[NETWORK + name].detach().numpy() for name in used(self.program)}
+        return found | {k: held[k].numpy() for k in PREPARATION if k in held}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """What it answers, by name. ``inputs``: see the metadata."""
