@@ -321,7 +321,7 @@ class Model:
         """What :meth:`predict` says of each source, in order, as it comes: sources are taken as
         they are needed, threads read images ahead while the network computes, and nothing is kept.
         In the place of an answer about what cannot be read stands the :class:`InputError` that says
-        why. Close it to stop early.
+        why; one that is among the sources is passed on in its place. Close it to stop early.
 
         ``batch_size``: images that go through the network together; None: as many as suit the task
         and the images. ``ahead``: batches that are read while one is computed; 0 for sources that
@@ -330,6 +330,8 @@ class Model:
         views = self._views(flip, scales)
         if batch_size is not None and batch_size < 1:
             raise InputError(f"The batch is {batch_size} images; at least 1 is expected.")
+        if self.recipe.task == "flow":
+            sources = map(_pair_or_error, sources)
         return streams.Stream(
             self.network,
             self.recipe,
@@ -1186,6 +1188,14 @@ def _pair(value: Any) -> tuple[Any, Any]:
         return value[0], value[1]
     what = value if isinstance(value, str | Path) else f"a {type(value).__name__}"
     raise InputError(f"Flow is predicted of pairs (first frame, second frame); {what} is no pair.")
+
+
+def _pair_or_error(value: Any) -> tuple[Any, Any] | InputError:
+    """The pair; an error that was given, or the one that says why it is none."""
+    try:
+        return value if isinstance(value, InputError) else _pair(value)
+    except InputError as error:
+        return error
 
 
 def _named(model: Any) -> str:

@@ -297,14 +297,14 @@ def to_dict(recipe: Any) -> dict[str, Any]:
 
 def from_dict(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
     """The recipe that :func:`to_dict` gave. Unknown names and wrong types are an InputError."""
-    return replace(Recipe(), _renamed(values), where=where)
+    return replace(Recipe(), values, where=where)
 
 
 def _renamed(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """What recipes said before TensorBoard was one tracker of several, as it is said now."""
-    logging = dict(values.get("logging", {}))
-    if "tensorboard" not in logging:
+    if not isinstance(values.get("logging"), Mapping) or "tensorboard" not in values["logging"]:
         return values
+    logging = dict(values["logging"])
     trackers = ["tensorboard"] if logging.pop("tensorboard") else []
     return {**values, "logging": {"trackers": trackers, **logging}}
 
@@ -318,7 +318,7 @@ def replace(recipe: Recipe, changes: Mapping[str, Any], *, where: str = "recipe"
     Raises :class:`InputError` for a name that does not exist, naming the nearest that does, and
     for a value of the wrong type.
     """
-    out: Recipe = _replaced(recipe, changes, where, "")
+    out: Recipe = _replaced(recipe, _renamed(changes), where, "")
     return out
 
 
@@ -422,6 +422,11 @@ def _replaced(part: Any, changes: Mapping[str, Any], where: str, prefix: str) ->
 
 
 def _unknown(name: str, where: str) -> str:
+    if name == "logging.tensorboard":
+        return (
+            f"{where}: there is no field {name!r}. TensorBoard is one of logging.trackers now: "
+            "--logging.trackers tensorboard."
+        )
     known = names()
     # Someone who writes momentum=0.9 means optimiser.momentum: compare last words, too.
     near = [k for k in known if k.rpartition(".")[2] == name]

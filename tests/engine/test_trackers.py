@@ -30,6 +30,8 @@ Held = dict[str, list[tuple[int, float]]]
 """By name, the steps and values."""
 ALL = ("tensorboard", "wandb", "mlflow")
 TIMES = ("seconds", "images_per_second", "epoch/images")
+SET: dict[str, str] = {}
+"""What trackers set in the environment."""
 PAGE = (Path(__file__).parents[2] / "docs" / "trackers.md").read_text(encoding="utf-8")
 
 
@@ -197,6 +199,13 @@ def resumed(
         for name, value in environment.items():
             patch.setenv(name, value)
         patch.delenv("CI", raising=False)
+        own = trackers._set
+
+        def noted(**variables: str) -> list[str]:
+            SET.update(variables)
+            return own(**variables)
+
+        patch.setattr(trackers, "_set", noted)
         train(run, ALL, epochs=4, resume=True, logging={"pictures": True})
         train(folder / "whole", (), epochs=4)
         yield run, folder / "whole"
@@ -253,9 +262,11 @@ def test_nothing_leaves_the_machine(
 ) -> None:
     with pytest.raises(BlockingIOError):
         listening[1].accept()
-    # MLflow's own reports are off under pytest anyway; these turn both off for users.
-    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
-    assert os.environ["WANDB_ERROR_REPORTING"] == "false"
+    # MLflow's own reports are off under pytest anyway; these turn both off for users, as long as
+    # the training lasts.
+    assert SET["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert SET["WANDB_ERROR_REPORTING"] == "false"
+    assert not SET.keys() & os.environ.keys()
 
 
 def test_another_place_is_the_users_to_choose(
@@ -325,7 +336,9 @@ def test_one_that_fails_is_left_alone_and_training_goes_on(
     fails: str, kept: None, tmp_path: Path
 ) -> None:
     Kept.fails = fails
+    Kept.codes = []
     run, said = train(tmp_path / "run", ["wandb", "mlflow"])
+    assert Kept.codes == ([] if fails == "close" else [1]), "what it had open is closed"
     (note,) = [sentence for sentence in said if "failed" in sentence]
     assert "wandb failed" in note and "No space left on device" in note
     assert run.steps == 10 and Other.codes == [0]
@@ -355,6 +368,35 @@ def test_one_that_cannot_start_stops_a_new_run_and_no_resumed_one(
     _, said = train(tmp_path / "run", ["wandb", "mlflow"], resume=True, epochs=3)
     assert sum("wandb failed" in sentence for sentence in said) == 1
     assert read_metrics(tmp_path / "run")[-1]["step"] == 15
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"wandb": {}}'])
+def test_what_is_known_of_them_may_be_damaged(text: str, kept: None, tmp_path: Path) -> None:
+    """A resumed training goes on without trackers, and says so."""
+    train(tmp_path / "run", ["wandb"], epochs=1)
+    (tmp_path / "run" / trackers.FILE).write_text(text)
+    Kept.told.clear()
+    run, said = train(tmp_path / "run", ["wandb"], resume=True)
+    (note,) = (sentence for sentence in said if trackers.FILE in sentence)
+    assert "cannot be read" in note and "goes on without trackers" in note
+    assert run.steps == 10 and not Kept.told
+    assert (tmp_path / "run" / trackers.FILE).read_text() == text
+
+
+def test_metrics_that_cannot_be_read_end_no_training(
+    kept: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = trackers._rows
+
+    def rows(path: Path, start: int) -> Any:
+        if start:
+            raise OSError(5, "Input/output error")
+        return own(path, start)
+
+    monkeypatch.setattr(trackers, "_rows", rows)
+    run, said = train(tmp_path / "run", ["wandb", "mlflow"])
+    assert run.steps == 10
+    assert sum("Input/output error" in sentence for sentence in said) == 2
 
 
 def test_one_that_joins_later_is_told_all(kept: None, tmp_path: Path) -> None:
@@ -434,6 +476,22 @@ def test_recipes_of_before_are_read(on: bool) -> None:
     old["logging"] |= {"tensorboard": on, "every": 5}
     got = recipe.from_dict(old)
     assert got.logging == vidi.Logging(every=5, trackers=("tensorboard",) if on else ())
+    assert recipe.replace(vidi.Recipe(), {"logging": {"tensorboard": on, "every": 5}}) == got
+
+
+@pytest.mark.parametrize("logging", [None, "tensorboard"])
+def test_logging_that_is_none_of_ours_is_a_sentence(logging: Any) -> None:
+    with pytest.raises(InputError, match=r"logging is .* it should be"):
+        recipe.from_dict({**recipe.to_dict(vidi.Recipe()), "logging": logging})
+
+
+def test_the_flag_of_before_is_answered_with_what_to_type(
+    ask: Callable[..., tuple[int, str, str]],
+) -> None:
+    code, _, err = ask("train", "digits", "--logging.tensorboard")
+    assert code == 2 and "--logging.trackers tensorboard" in err
+    with pytest.raises(InputError, match=r"--logging\.trackers tensorboard"):
+        recipe.replace(vidi.Recipe(), {"logging.tensorboard": True})
 
 
 def test_the_pages_commands_work(

@@ -25,7 +25,8 @@ class Bar:
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[text]}"),
-            console=Console(file=sys.stderr, highlight=False, markup=False),
+            # A long line of JSON is not folded at the terminal's width.
+            console=Console(file=sys.stderr, highlight=False, markup=False, soft_wrap=True),
             transient=True,
             expand=True,
             redirect_stdout=sys.stdout.isatty(),
@@ -63,4 +64,6 @@ class Bar:
             text = f"{rate:,.{0 if rate >= 10 else 1}f} images/s"
             if task.total is not None:
                 text += f"  {duration(max(0, task.total - done) / rate)} left"
+        if task.total is not None:  # of several processes one may be a step ahead
+            done = min(done, int(task.total))
         self._bar.update(task.id, completed=done, text=text)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,8 +119,9 @@ class Writer:
         """Write what is one file for all images."""
         from vidi.data import detection_files as files
 
-        rows = [row for row in beside if row is not None]
-        if not rows:
+        rows = (row for row in beside if row is not None)
+        first = next(rows, None)
+        if first is None:
             return
         if self._coco is None:
             categories = list(range(1, len(self.model.classes) + 1))
@@ -129,12 +131,20 @@ class Writer:
         else:
             categories = [self._coco.categories[name] for name in self.model.classes]
             how = f"images and classes have the numbers of {self._coco.path}"
-            if others := sum(not row["known"] for row in rows):
-                how += f"; {others:,} images are not in it and go by their files' names"
+        others = 0
+
+        def found() -> Iterator[tuple[int | str, Detections]]:
+            nonlocal others
+            for row in itertools.chain([first], rows):
+                others += not row["known"]
+                yield row["image"], _detections(row)
+
         path = self.folder / files.RESULTS
         part = self.folder / f".{files.RESULTS}.part"
-        files.write_coco(part, [(row["image"], _detections(row)) for row in rows], categories)
+        files.write_coco(part, found(), categories)
         os.replace(part, path)
+        if others and self._coco is not None:
+            how += f"; {others:,} images are not in it and go by their files' names"
         print(f"wrote {path}: {how}", file=sys.stderr)
 
     def _name_classes(self) -> None:

@@ -24,16 +24,17 @@ def pairs(sources: Sources, pair: tuple[str, str] | None) -> Iterator[Item]:
     """``pair``, and then all pairs of consecutive frames."""
     if pair is not None:
         yield Item(pair[0], Path(pair[0]).stem, always(pair), name2=pair[1])
-    for word, place in sources.places():
-        if isinstance(place, InputError):
-            yield nothing(word, place)
+    for place in sources.places():
+        path = place.path
+        if isinstance(path, InputError):
+            yield nothing(place.word, path)
             continue
         try:
             yield from (
-                _folder(Path(place), sources) if os.path.isdir(place) else _video(place, sources)
+                _folder(Path(path), sources) if os.path.isdir(path) else _video(path, sources)
             )
         except InputError as error:
-            yield nothing(word, error)
+            yield nothing(place.word, error)
 
 
 def _folder(folder: Path, sources: Sources) -> Iterator[Item]:
@@ -71,7 +72,8 @@ def _folder(folder: Path, sources: Sources) -> Iterator[Item]:
 
 def _video(path: str, sources: Sources) -> Iterator[Item]:
     """Consecutive frames of a video or camera, as it is read; of a video's with ``--every N`` those
-    that are N apart. Raises :class:`InputError` for what is none."""
+    that are N apart. Of a frame that cannot be decoded there is no motion, to it or from it. Raises
+    :class:`InputError` for what is none."""
     from vidi.data.formats.folders import is_image
 
     if not is_camera(path) and not os.path.exists(path):
@@ -84,7 +86,12 @@ def _video(path: str, sources: Sources) -> Iterator[Item]:
     last: tuple[int, Any] | None = None
     several = False
     for frame in sources.frames(path):
-        image = frame.image()
+        try:
+            image = frame.image()
+        except InputError as error:
+            yield nothing(frame.name, error)
+            last, several = None, True
+            continue
         number = int(frame.name.rpartition("#")[2])
         if last is not None:
             several = True

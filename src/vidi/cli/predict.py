@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import hashlib
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -71,7 +72,7 @@ class Predict:
     pictures: FlagCreatePairsOff[bool] = False
     """Draw the answer over each image of classification or boundaries; the other tasks do so anyway."""  # noqa: E501
     heatmap: FlagCreatePairsOff[bool] = False
-    """Draw where each image's likeliest class is, one picture an image, and a sheet of the first 24. The network slides over the image, so it needs no annotation of places."""  # noqa: E501
+    """Draw where each image's likeliest class is, one picture an image, and a sheet of the first 24 that this process draws. The network slides over the image, so it needs no annotation of places."""  # noqa: E501
     label: Annotated[str | None, arg(name="class", metavar="NAME")] = None
     """The class that --heatmap shows. none = each image's likeliest."""
     enlarge: float = 2.0
@@ -87,7 +88,7 @@ class Predict:
     numbers: Annotated[str | None, arg(metavar="FILE")] = None
     """The COCO file whose numbers of images and classes --format coco takes. none = the run's own data, if it is COCO's; else files' names, and classes from 1."""  # noqa: E501
     out: Annotated[str | None, arg(metavar="DIR")] = None
-    """The folder for the files, new or empty; every answer is a line of its predictions.jsonl, too. none = for files alone: heatmaps (or predictions), heatmaps-2 …"""  # noqa: E501
+    """The folder for the files, new or empty, of which nothing is predicted; every answer is a line of its predictions.jsonl, too. none = for files alone: heatmaps (or predictions), heatmaps-2 …"""  # noqa: E501
     resume: FlagCreatePairsOff[bool] = False
     """Go on with what is in --out, where it stopped."""
     json: FlagCreatePairsOff[bool] = False
@@ -119,11 +120,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def _predict(told: Predict) -> int:
     from vidi.engine import distributed, tiled
+    from vidi.engine.signals import Signals
 
     rank, world = distributed.rank(), distributed.world()
     if world > 1 and told.out is None:
         raise InputError("Several processes put their answers together in a folder: give --out.")
-    sources.check(told.sources, shared=world > 1, resume=told.resume)
+    sources.check(told.sources, told.listed, shared=world > 1, resume=told.resume)
 
     def say(sentence: str) -> None:
         if rank == 0:
@@ -133,7 +135,7 @@ def _predict(told: Predict) -> int:
         told.sources,
         told.listed,
         told.every,
-        skip=None if told.out is None else Path(told.out).expanduser(),
+        skip=None if told.out is None else _path(told.out),
         say=say,
     )
     total = given.count()
@@ -149,9 +151,10 @@ def _predict(told: Predict) -> int:
     files = task in PICTURED or told.heatmap or told.pictures
     folder = None
     if told.out is not None:
-        folder = Path(told.out).expanduser()
+        folder = _path(told.out)
     elif files:
         folder = new_folder(None, "heatmaps" if told.heatmap else "predictions")
+        given = dataclasses.replace(given, skip=folder)
     writer = _writer(told, model, folder)
     record = Record(
         folder,
@@ -163,24 +166,37 @@ def _predict(told: Predict) -> int:
         world,
     )
     record.check()
-    with contextlib.closing(record), Bar(total, shown=rank == 0) as bar:
+    if task == "flow":
+        total = None  # there are fewer pairs than frames
+    # A camera ends by Ctrl-C alone: then the frame that was taken is answered, and all is finished.
+    ended = Signals() if given.camera else contextlib.nullcontext()
+    with contextlib.closing(record), Bar(total, shown=rank == 0) as bar, ended as signals:
         _begin(record)
         items = flow_frames.pairs(given, told.pair) if task == "flow" else given.items()
-        for item, names, image, answer in _answered(told, model, record.left(items), given.camera):
-            said, beside = _written(record, item, names, image, answer)
-            record.add(said, beside)
-            if world == 1:
-                _print(said, told, writer)
-            for note in model.notes:
-                print(f"vidi: {note}", file=sys.stderr)
-            model.notes.clear()
-            bar.moved((record.totals.done + record.totals.failed) * world)
+        left = record.left(sources.some(items, given))
+        with contextlib.closing(_answered(told, model, left, given.camera)) as answers:
+            for item, names, image, answer in answers:
+                said, beside = _written(record, item, names, image, answer)
+                record.add(said, beside)
+                if world == 1:
+                    _print(said, told, writer)
+                for note in model.notes:
+                    print(f"vidi: {note}", file=sys.stderr)
+                model.notes.clear()
+                bar.moved(record.base + (record.totals.items - record.base) * world)
+                if signals is not None and signals.received is not None:
+                    break
         done, failed = _end(record, told)
     if failed and done and rank == 0:
         what = "pairs were" if task == "flow" else "were"
         which = "read" if folder is None or task == "flow" else "read or drawn"
         say(f"{failed} could not be {which}; {done} {what} predicted.")
-    return 0 if not failed else 1 if done else 2
+    # torchrun ends all processes as soon as one has failed, and the first one is not done yet.
+    return 0 if not failed or rank > 0 else 1 if done else 2
+
+
+def _path(given: str) -> Path:
+    return Path(os.path.expanduser(given))
 
 
 def _load(told: Predict, total: int | None) -> Model:
@@ -189,11 +205,22 @@ def _load(told: Predict, total: int | None) -> Model:
 
     where = distributed.local_device(device.choose(told.device))
     # A heat map slides the trained network itself over the image. What is gone on with is computed
-    # as it was begun.
-    backend = "torch" if told.heatmap else told.backend
+    # by the library that it was begun with.
+    backend: Any = "torch" if told.heatmap else told.backend
     if told.resume and told.out is not None and backend == "auto":
-        backend = begun(Path(told.out).expanduser()).get("backend", "auto").split()[0]
+        backend = begun(_path(told.out)).get("backend", backend)
+    if distributed.rank() == 0:
+        model = api.load(told.run, device=str(where), backend=backend, images=total)
+        distributed.from_writer(_library(model))
+        return model
+    # Each might find another library the fastest.
+    backend = distributed.from_writer(None)
     return api.load(told.run, device=str(where), backend=backend, images=total)
+
+
+def _library(model: Model) -> str:
+    """What computes the network, without its arithmetic, as --backend has it."""
+    return model.backend.split()[0]
 
 
 def _check(told: Predict, task: str) -> None:
@@ -273,7 +300,8 @@ def _settings(told: Predict, model: Model) -> dict[str, Any]:
         **{name: getattr(told, name) for name in names},
         "scales": list(told.scales),
         "class": told.label,
-        "backend": model.backend,
+        "backend": _library(model),
+        "precision": model.compute.precision,
     }
 
 
@@ -296,9 +324,16 @@ def _end(record: Record, told: Predict) -> tuple[int, int]:
     """Put everything together. Gives the answers, and what there was none of, of all processes."""
     from vidi.engine import distributed
 
-    shares = distributed.gathered((record.totals.done, record.totals.failed, record.before))
+    totals = record.totals
+    shares = distributed.gathered((totals.done, totals.failed, record.before, record.seen))
+    if len({seen for *_, seen in shares}) > 1:
+        raise InputError(
+            "The processes did not see the same images: files came or went while they worked. "
+            "Write a list of the images, and name it with --list. What was answered is kept in "
+            f"{record.folder}, and --resume goes on with it once the images are those again."
+        )
     if record.rank == 0:
-        for said in record.finish([before for _, _, before in shares]):
+        for said in record.finish([before for _, _, before, _ in shares]):
             _print(said, told, record.writer)
     distributed.gathered(None)
     return sum(share[0] for share in shares), sum(share[1] for share in shares)
@@ -307,17 +342,16 @@ def _end(record: Record, told: Predict) -> tuple[int, int]:
 def _answered(
     told: Predict, model: Model, left: Iterable[tuple[Item, dict[str, str]]], camera: bool
 ) -> Generator[Answered, None, None]:
-    """Each item in its turn, though errors need no network and are known before."""
-    waiting: deque[Answered] = deque()
+    """Each item in its turn."""
+    waiting: deque[tuple[Item, dict[str, str], Any]] = deque()
 
     def images() -> Iterator[Any]:
         for item, names in left:
             try:
                 image = item.image()
-            except InputError as error:
-                waiting.append((item, names, None, error))
-                continue
-            waiting.append((item, names, image, None))
+            except InputError as error:  # which comes back in its turn
+                image = error
+            waiting.append((item, names, image))
             yield image
 
     stream: Callable[..., Generator[Any, None, None]] = model.stream
@@ -336,12 +370,9 @@ def _answered(
         while True:
             with contextlib.redirect_stdout(sys.stderr):
                 answer = next(answers, None)
-            while waiting and waiting[0][3] is not None:
-                yield waiting.popleft()
             if answer is None:
                 return
-            item, names, image, _ = waiting.popleft()
-            yield item, names, image, answer
+            yield *waiting.popleft(), answer
 
 
 def _written(

@@ -11,6 +11,7 @@ together at the end, in the order in which one process would have written them.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -30,6 +31,8 @@ BESIDE = ".beside.jsonl"
 """What a writer keeps until the end: a line for each line of the other, there before it."""
 SETTINGS = "predict.json"
 LOCK = ".predict.lock"
+STEM = 200
+"""Bytes of an image's name in those of its files, which may have 255."""
 PARTS = ".part"
 """Below this folder files lie until they are whole."""
 
@@ -40,8 +43,11 @@ class Totals:
 
     done: int = 0
     failed: int = 0
+    items: int = 0
+    """Of both together: what could not be drawn was answered all the same."""
 
     def add(self, said: dict[str, Any]) -> None:
+        self.items += 1
         self.failed += "error" in said
         self.done += not is_error(said) or "answered" in said
 
@@ -99,6 +105,8 @@ class Record:
     rank: int = 0
     world: int = 1
     totals: Totals = field(default_factory=Totals)
+    begun: bool = False
+    """Whether an earlier process wrote to the folder."""
     base: int = 0
     """Lines that predictions.jsonl had; what comes after them is shared out."""
     before: int = 0
@@ -108,6 +116,7 @@ class Record:
     _waiting: list[dict[str, Any]] = field(default_factory=list)
     _files: dict[str, Lines] | None = None
     _lock: Any = None
+    _seen: Any = field(default_factory=hashlib.sha256)
 
     # Beginning -----------------------------------------------------------------------------------
 
@@ -119,7 +128,7 @@ class Record:
         if not self.folder.is_dir():
             raise InputError(f"{self.folder} is a file. Give --out the name of a new folder.")
         settings = self.folder / SETTINGS
-        if not any(self.folder.iterdir()):
+        if all(map(_is_beginning, self.folder.iterdir())):
             return
         if not self.resume:
             more = ", or go on with what is in it by --resume" if settings.is_file() else ""
@@ -131,6 +140,7 @@ class Record:
                 f"{self.folder} holds no {SETTINGS}, so there is nothing in it to go on "
                 "with. Name the folder that was begun, or leave out --resume."
             )
+        self.begun = True
         self._compare(begun(self.folder))
         self.base = sum(1 for _ in Lines(self.folder / LINES).read())
         for path, base, world in self._parts():
@@ -159,13 +169,16 @@ class Record:
         if self._files is not None or self.folder is None:
             return
         with writing_to(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            # A name of our own choice is not to be another's, who chose it at the same moment.
+            self.folder.mkdir(parents=True, exist_ok=self.kept)
             if self.kept and self.rank == 0:
                 self._hold()
+                self._look_again()
                 body = json.dumps(self.settings, indent=1) + "\n"
                 write_atomically(self.folder / SETTINGS, body.encode())
                 for path, base, _ in self._parts():
-                    if base != self.base:  # they were put together, and then it was killed
+                    # They were put together, and then it was killed; or it was before a line.
+                    if base != self.base or not path.stat().st_size:
                         path.unlink()
             kinds = [BESIDE] * self.writer.keeps + [LINES] * self.kept
             self._files = {kind: Lines(self._part(kind)) for kind in kinds}
@@ -188,6 +201,17 @@ class Record:
                 "end, or give --out the name of a new folder."
             ) from error
         self._lock = lock
+
+    def _look_again(self) -> None:
+        """Raises :class:`InputError` if another process wrote to the folder since :meth:`check`."""
+        assert self.folder is not None
+        count = sum(1 for _ in Lines(self.folder / LINES).read())
+        begun_meanwhile = (self.folder / SETTINGS).exists() and not self.begun
+        if count != self.base or begun_meanwhile:
+            raise InputError(
+                f"Another process has predicted into {self.folder} since this one began. Give "
+                "--out the name of a new folder, or go on with what is in it by --resume."
+            )
 
     def _part(self, kind: str, rank: int | None = None) -> Path:
         """This process's file, or another's."""
@@ -213,6 +237,8 @@ class Record:
         kind. Raises :class:`InputError` if what was done is not what comes first."""
         old = self._old()
         for k, item in enumerate(items):
+            names = json.dumps([item.name, item.name2])  # which keeps what is no letter
+            self._seen.update(f"{names}\n".encode())
             files = self._named(item.stem)
             if k >= self.base and (k - self.base) % self.world != self.rank:
                 continue
@@ -247,9 +273,17 @@ class Record:
                     raise InputError(f"Line {number + 1} of {lines and lines.path} names no path.")
                 yield said
 
+    @property
+    def seen(self) -> str:
+        """The hash of all items' names, this process's and the others'. Of processes that share the
+        work it is the same in the end, unless files came or went meanwhile."""
+        return str(self._seen.hexdigest())
+
     def _named(self, stem: str) -> dict[str, str]:
         """Names that no item before has: with -2, -3 … where the plain ones are taken. They depend
         on the items alone, so that each has the same after a restart and in any process."""
+        if len(os.fsencode(stem)) > STEM:
+            stem = os.fsencode(stem)[:STEM].decode("utf-8", "ignore")
         for number in itertools.count(self._numbers.get(stem, 1)):
             files = self.writer.files(stem, "" if number == 1 else f"-{number}")
             folded = {name.casefold() for name in files.values()}
@@ -343,17 +377,29 @@ class Record:
                 yield json.loads(line)
 
     def close(self) -> None:
-        if self._files is None or self.folder is None:
+        if self.folder is None:
             return
-        for lines in self._files.values():
-            lines.close()
-        shutil.rmtree(self.folder / PARTS / str(self.rank), ignore_errors=True)
-        with contextlib.suppress(OSError):  # others' may be in it
-            (self.folder / PARTS).rmdir()
+        if self._files is not None:
+            for lines in self._files.values():
+                lines.close()
+            shutil.rmtree(self.folder / PARTS / str(self.rank), ignore_errors=True)
+            with contextlib.suppress(OSError):  # others' may be in it
+                (self.folder / PARTS).rmdir()
         if self._lock is not None:
+            # While it is held: afterwards it would be another's. Windows keeps an open file, which
+            # does no harm.
+            with contextlib.suppress(OSError):
+                (self.folder / LOCK).unlink(missing_ok=True)
             self._lock.release()
             self._lock = None
-            (self.folder / LOCK).unlink(missing_ok=True)
+
+
+def _is_beginning(path: Path) -> bool:
+    """Whether a file is what a process leaves that was killed before it had an answer."""
+    if path.name in (LOCK, f".{SETTINGS}.part"):
+        return True
+    is_lines = path.name.startswith((f"{Path(LINES).stem}.", ".beside."))
+    return is_lines and path.is_file() and not path.stat().st_size
 
 
 def begun(folder: Path) -> dict[str, Any]:

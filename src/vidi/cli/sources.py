@@ -11,7 +11,7 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,19 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Place:
+    """``word``: as it was named. ``path``: a path or camera that it stands for; an InputError where
+    there is none. ``apart``: paths below it that are places of their own."""
+
+    word: str
+    path: str | InputError
+    apart: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class Sources:
     """``words``: as they were typed. ``listed``: a file of more of them, one a line. ``every``: N
-    takes the frames 1, 1 + N, 1 + 2N … of a video. ``skip``: a folder that is not looked into,
+    takes the frames 1, 1 + N, 1 + 2N … of a video. ``skip``: a folder of which nothing is taken,
     since we write there. ``say`` hears what should be known."""
 
     words: tuple[str, ...]
@@ -59,28 +69,26 @@ class Sources:
     def stdin(self) -> bool:
         return STDIN in self.words
 
-    def places(self) -> Iterator[tuple[str, str | InputError]]:
-        """(the word, a path or camera that it stands for), in order; in the place of a pattern that
-        nothing matches an InputError. Raises :class:`InputError` for a list that cannot be read."""
+    def places(self) -> Iterator[Place]:
+        """In order. Raises :class:`InputError` for a list that cannot be read."""
+        for place in self._places():
+            if isinstance(place.path, InputError) or not _within(place.path, self.skip):
+                yield place
+
+    def _places(self) -> Iterator[Place]:
         for word in self.words:
             if word == STDIN:
-                for line in _lines(sys.stdin.buffer):
-                    yield line, _plain(line)
+                yield from map(_on_a_line, _lines(sys.stdin.buffer))
             elif is_camera(word):
-                yield word, word
+                yield Place(word, word)
             elif glob.has_magic(word) and not os.path.lexists(os.path.expanduser(word)):
-                found = glob.glob(os.path.expanduser(word), recursive=True)
-                if not found:
-                    yield word, InputError(f"Nothing matches {word}.")
-                for path in sorted(found, key=lambda path: path.split(os.sep)):
-                    yield word, _plain(path)
+                yield from _matches(word)
             else:
-                yield word, _plain(word)
+                yield Place(word, _plain(os.path.expanduser(word)))
         if self.listed is not None:
             try:
                 with open(os.path.expanduser(self.listed), "rb") as file:
-                    for line in _lines(file):
-                        yield line, _plain(line)
+                    yield from map(_on_a_line, _lines(file))
             except OSError as error:
                 raise InputError(
                     f"The list {self.listed} cannot be read: {error.strerror or error}. It should "
@@ -89,23 +97,24 @@ class Sources:
 
     def items(self) -> Iterator[Item]:
         """All images and frames."""
-        for word, place in self.places():
-            if isinstance(place, InputError):
-                yield nothing(word, place)
-            elif is_camera(place) or is_video(place):
-                yield from self.frames(place)
-            elif os.path.isdir(place):
-                yield from self._below(word, place)
+        for place in self.places():
+            path = place.path
+            if isinstance(path, InputError):
+                yield nothing(place.word, path)
+            elif os.path.isdir(path):
+                yield from self._below(place, path)
+            elif is_camera(path) or is_video(path):
+                yield from self.frames(path)
             else:
-                yield _file(place)
+                yield _file(path)
 
-    def _below(self, word: str, folder: str) -> Iterator[Item]:
+    def _below(self, place: Place, folder: str) -> Iterator[Item]:
         found = False
-        for item in _walked(folder, self.skip):
+        for item in _walked(folder, self.skip, place.apart):
             found = True
             yield item
-        if not found:
-            yield nothing(word, InputError(f"The folder {word} holds no images."))
+        if not found and not place.apart:
+            yield nothing(place.word, InputError(f"The folder {place.word} holds no images."))
 
     def frames(self, source: str) -> Iterator[Item]:
         """A video's or camera's frames, the first one is number 1, as uint8 RGB [H, W, 3]; an item
@@ -135,16 +144,16 @@ class Sources:
 
     def count(self) -> int | None:
         """How many items there are, as far as names and headers tell; None: only time will tell."""
-        if self.camera or self.stdin:
+        if self.camera or self.stdin or (self.listed is not None and _comes_once(self.listed)):
             return None
         total = 0
-        for _, place in self.places():
-            if isinstance(place, InputError):
+        for place in self.places():
+            if isinstance(place.path, InputError):
                 total += 1
-            elif is_video(place):
-                total += -(-_declared(place) // self.every) or 1
-            elif os.path.isdir(place):
-                total += sum(1 for _ in _walked(place, self.skip)) or 1
+            elif os.path.isdir(place.path):
+                total += sum(1 for _ in self._below(place, place.path))
+            elif is_video(place.path):
+                total += -(-_declared(place.path) // self.every) or 1
             else:
                 total += 1
         return total
@@ -172,9 +181,54 @@ def nothing(name: str, error: InputError) -> Item:
     return Item(name, Path(name).stem, image)
 
 
+def some(items: Iterable[Item], sources: Sources) -> Iterator[Item]:
+    """The items. Raises :class:`InputError` where there is none at all."""
+    found = False
+    for item in items:
+        found = True
+        yield item
+    if not found:
+        where = "What was named" if sources.words else f"The list {sources.listed}"
+        if set(sources.words) == {STDIN} and sources.listed is None:
+            where = "Standard input"
+        raise InputError(f"{where} names no image. What lies in --out is never taken.")
+
+
+def _matches(pattern: str) -> Iterator[Place]:
+    """What a pattern stands for; an InputError if that is nothing. ``**`` matches folders and what
+    is in them: then each has its own place."""
+    found = glob.glob(os.path.expanduser(pattern), recursive=True)
+    if not found:
+        yield Place(pattern, InputError(f"Nothing matches {pattern}."))
+    paths = list(dict.fromkeys(map(_plain, found)))
+    apart = frozenset(paths if "**" in pattern else ())
+    for path in sorted(paths, key=lambda path: path.split(os.sep)):
+        yield Place(pattern, path, apart)
+
+
+def _on_a_line(line: str) -> Place:
+    """What a line of a list names."""
+    if "\0" in line:
+        return Place(
+            line.replace("\0", "\\0"),
+            InputError("A line of the list holds a NUL. Paths are to be divided by line ends."),
+        )
+    if is_camera(line):
+        return Place(
+            line, InputError(f"{line} is in a list. Cameras are named on the command line alone.")
+        )
+    return Place(line, _plain(os.path.expanduser(line)))
+
+
 def _plain(path: str) -> str:
     """As pathlib writes it: without "./" and doubled slashes."""
-    return str(Path(path).expanduser())
+    return str(Path(path))
+
+
+def _comes_once(listed: str) -> bool:
+    """Whether a list is no file, such as a pipe, and is gone once it is read."""
+    path = os.path.expanduser(listed)
+    return os.path.exists(path) and not os.path.isfile(path)
 
 
 def _lines(file: Any) -> Iterator[str]:
@@ -188,9 +242,9 @@ def _file(path: str) -> Item:
     return Item(path, os.path.splitext(os.path.basename(path))[0], always(path))
 
 
-def _walked(folder: str, skip: Path | None) -> Iterator[Item]:
+def _walked(folder: str, skip: Path | None, apart: Collection[str] = ()) -> Iterator[Item]:
     """The images below a folder, in the order of their paths' parts; links to folders are not
-    followed."""
+    followed. Without ``skip`` and the paths in ``apart``."""
     from vidi.data.formats.folders import is_image
     from vidi.data.images import unreadable
 
@@ -203,15 +257,21 @@ def _walked(folder: str, skip: Path | None) -> Iterator[Item]:
     start = "" if folder == "." else folder.rstrip("/") + "/"
     for name, is_folder in names:
         path = start + name
+        if path in apart:
+            continue
         if is_folder:
-            if skip is None or not _same(path, skip):
-                yield from _walked(path, skip)
+            if not _within(path, skip):
+                yield from _walked(path, skip, apart)
         elif is_image(name) and not name.startswith("."):
             yield _file(path)
 
 
-def _same(path: str, skip: Path) -> bool:
-    return os.path.basename(path) == skip.name and Path(path).resolve() == skip.resolve()
+def _within(path: str, folder: Path | None) -> bool:
+    """Whether a path is the folder or lies in it."""
+    if folder is None or folder.name not in os.path.abspath(path):  # the quick answer
+        return False
+    inner, outer = Path(path).resolve(), folder.resolve()
+    return inner == outer or outer in inner.parents
 
 
 def _frame(video: Any, name: str) -> Any:
@@ -258,7 +318,7 @@ def _silent() -> Iterator[None]:
         cv2.utils.logging.setLogLevel(before)
 
 
-def check(sources: Sequence[str], *, shared: bool, resume: bool) -> None:
+def check(sources: Sequence[str], listed: str | None = None, *, shared: bool, resume: bool) -> None:
     """Raises :class:`InputError` for sources that several processes cannot share, or that do not
     come again."""
     cameras = list(filter(is_camera, sources))
@@ -266,8 +326,10 @@ def check(sources: Sequence[str], *, shared: bool, resume: bool) -> None:
         raise InputError(f"{cameras[0]} does not show the same again, so there is no --resume.")
     if cameras and shared:
         raise InputError(f"Several processes cannot share {cameras[0]}. Leave torchrun out.")
-    if STDIN in sources and shared:
+    piped = STDIN in sources or (listed is not None and _comes_once(listed))
+    if piped and shared:
+        what = "standard input" if STDIN in sources else f"{listed}, which is no file"
         raise InputError(
-            "Several processes cannot share standard input. Write the list to a file and name that "
-            "with --list."
+            f"Several processes cannot share {what}. Write the list to a file and name that with "
+            "--list."
         )

@@ -21,6 +21,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from vidi.cli.arguments import parse
 from vidi.cli.outputs import finite
+from vidi.errors import InputError
 from vidi.recipe import Recipe, flat
 
 
@@ -47,6 +48,10 @@ class Train:
 def main(arguments: Sequence[str]) -> int:
     # Both words are usual: an FCN is initialised from a classifier.
     arguments = [re.sub(r"^--init(?=$|=)", "--weights", word) for word in arguments]
+    if any(word.partition("=")[0] == "--logging.tensorboard" for word in arguments):
+        raise InputError(
+            "TensorBoard is one of several trackers now: say --logging.trackers tensorboard."
+        )
     base, saved = _defaults(arguments)
     told = parse(Train, arguments, prog="vidi train", default=Train(settings=base))
 

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -113,13 +113,14 @@ def image_number(path: str) -> int | str:
 
 
 def write_coco(
-    path: Path, found: Sequence[tuple[int | str, Detections]], categories: Sequence[int]
+    path: Path, found: Iterable[tuple[int | str, Detections]], categories: Sequence[int]
 ) -> None:
     """COCO's results: a list of image_id, category_id, bbox (x, y, width, height) and score.
 
-    ``found``: each image's number with what is in it. ``categories``: the number of each class.
+    ``found``: each image's number with what is in it; no more than one image is held at a time.
+    ``categories``: the number of each class.
     """
-    lines = [
+    lines = (
         json.dumps(
             {
                 "image_id": image,
@@ -131,8 +132,11 @@ def write_coco(
         )
         for image, one in found
         for (x0, y0, x1, y1), label, score in _rows(one)
-    ]
-    path.write_text("[" + ",\n".join(lines) + "]\n", encoding="utf-8")
+    )
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("[" + next(lines, ""))
+        file.writelines(f",\n{line}" for line in lines)
+        file.write("]\n")
 
 
 def write_voc(

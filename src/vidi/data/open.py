@@ -81,14 +81,17 @@ def from_images(
 
     Keys are the paths as given, or "image 0" and so on from ``first``; labels are -1. A path that
     cannot be read shows when it is loaded. Raises :class:`InputError` for a mixture of paths and
-    others.
+    others, and for a path that holds a NUL.
     """
     if not images:
         raise InputError("There is no image to look at.")
     paths = [isinstance(image, str | Path) for image in images]
     if all(paths):
         table = PathTable()
-        table.extend([os.path.expanduser(os.fspath(image)) for image in images])
+        names = [os.path.expanduser(os.fspath(image)) for image in images]
+        if bad := next((name for name in names if "\0" in name), None):
+            raise InputError(f"{bad!r} is no path: it holds a NUL.")
+        table.extend(names)
         files = table.images("")
         files.max_megapixels = max_megapixels
         return _unlabelled(files)

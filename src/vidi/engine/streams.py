@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -37,7 +38,8 @@ BATCH = 32
 AHEAD = 4
 """Batches that are read while one is computed."""
 AHEAD_PIXELS = 1 << 24
-"""Of large images fewer are read ahead: those before the last one have so many pixels together."""
+"""Of large images fewer are read ahead: those before the last one have so many pixels together. A
+batch has no more either, unless its size was told."""
 
 
 def reader(
@@ -74,7 +76,7 @@ def reader(
 @dataclass(frozen=True)
 class _Group:
     """Sources that go through the network together, the first one's number, and their pixels as far
-    as they are known before they are read."""
+    as they are known before they are read. A source that is an error is a group of its own."""
 
     first: int
     sources: list[Any]
@@ -89,6 +91,14 @@ class _Begun:
     dataset: Dataset
     batches: Loader
     wait: Callable[[], Batch]
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """What comes of a group, as soon as it is known, and the group's pixels."""
+
+    pixels: int
+    parts: Callable[[], list[_Begun | InputError]]
 
 
 @dataclass
@@ -114,35 +124,52 @@ class Stream:
         self._task: Any = make_task(self.recipe.task, self.classes, self.recipe, None)
         self._whole = self.recipe.task in DENSE or self.recipe.task == "detection"
         """Images keep their sizes: how many fit a batch depends on them."""
+        self._threads = max(1, defaults.cores() // distributed.neighbours())
+        searched = self.recipe.task == "detection" and self.recipe.data.proposals != propose.NETWORK
+        self._searchers = min(self._threads, self.ahead + 1) if searched else 0
+        """Groups whose proposals are searched at once, which takes longer than the network."""
 
     def answers(self, sources: Iterable[Any]) -> Generator[Any, None, None]:
         """One for each source, in order: an answer, or the :class:`InputError` that says why there
         is none. Close it to stop early."""
-        pool = ThreadPoolExecutor(
-            max(1, defaults.cores() // distributed.neighbours()), "vidi-reading"
-        )
-        pending: deque[_Begun | InputError] = deque()
+        pool = ThreadPoolExecutor(self._threads, "vidi-reading")
+        searching = ThreadPoolExecutor(max(1, self._searchers), "vidi-searching")
+        pending: deque[_Pending] = deque()
         try:
             for group in self._groups(sources):
-                pending += self._begun(group, pool)
+                pending.append(self._pending(group, pool, searching))
                 while len(pending) > self.ahead or _pixels_of(pending) > AHEAD_PIXELS:
-                    yield from self._finished(pending.popleft(), pool)
+                    for part in pending.popleft().parts():
+                        yield from self._finished(part, pool)
             while pending:
-                yield from self._finished(pending.popleft(), pool)
+                for part in pending.popleft().parts():
+                    yield from self._finished(part, pool)
         finally:
+            searching.shutdown(wait=True, cancel_futures=True)
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _pending(self, group: _Group, pool: Executor, searching: Executor) -> _Pending:
+        if self._searchers:
+            return _Pending(group.pixels, searching.submit(self._begun, group, pool).result)
+        parts = self._begun(group, pool)
+        return _Pending(group.pixels, lambda: parts)
 
     def _groups(self, sources: Iterable[Any]) -> Iterator[_Group]:
         """Of paths alone or of arrays alone. Where images keep their sizes, a group has
-        ``EVALUATED_PIXELS`` at most, or one image; unless the batch's size was told."""
+        ``EVALUATED_PIXELS`` at most, or one image, and else ``AHEAD_PIXELS``; unless the batch's
+        size was told."""
         most = self.batch_size or BATCH
+        limit = EVALUATED_PIXELS if self._whole else AHEAD_PIXELS
         first, some, pixels = 0, list[Any](), 0
         for n, source in enumerate(sources):
             more = self._pixels(source)
-            full = self.batch_size is None and self._whole and pixels + more > EVALUATED_PIXELS
-            if some and (full or _is_path(source) != _is_path(some[0])):
+            full = self.batch_size is None and pixels + more > limit
+            if some and (full or _kind(source) != _kind(some[0])):
                 yield _Group(first, some, pixels)
                 some, pixels = [], 0
+            if isinstance(source, InputError):
+                yield _Group(n, [source])
+                continue
             if not some:
                 first = n
             some.append(source)
@@ -157,19 +184,23 @@ class Stream:
         """Pixels that the network sees, or that lie in memory; 0 where that is not known before the
         image is read."""
         image = source[0] if isinstance(source, tuple) else source
-        if isinstance(image, np.ndarray):
-            return math.prod(image.shape[:2])
-        if not self._whole or not isinstance(image, str | Path):
+        if not isinstance(image, str | Path):
+            shape = tuple(getattr(image, "shape", getattr(image, "size", ())))
+            channels_first = hasattr(image, "detach") and len(shape) == 3  # a tensor
+            return math.prod(shape[-2:] if channels_first else shape[:2])
+        if not self._whole:
             return 0
         try:
-            h, w = read_file_header(str(Path(image).expanduser())).size
-        except InputError:  # reading it will say so
+            h, w = read_file_header(os.path.expanduser(os.fspath(image))).size
+        except (InputError, ValueError):  # reading it will say so
             return 0
         side = min(h, w)
         return round(h * w * min(1.0, (kept_size(self.recipe) or side) / side) ** 2)
 
     def _begun(self, group: _Group, pool: Executor) -> list[_Begun | InputError]:
         """The group on its way; or its sources one by one, where something is wrong with one."""
+        if isinstance(group.sources[0], InputError):
+            return [group.sources[0]]
         try:
             dataset = self._dataset(group)
         except InputError as error:
@@ -195,7 +226,10 @@ class Stream:
         if self.recipe.task == "detection":
             with distributed.alone():
                 dataset = propose.attach(
-                    dataset, np.arange(len(dataset)), self.recipe, threads=defaults.cores()
+                    dataset,
+                    np.arange(len(dataset)),
+                    self.recipe,
+                    threads=max(1, self._threads // max(1, self._searchers)),
                 )
         return dataset
 
@@ -284,11 +318,14 @@ def _singles(group: _Group) -> Iterator[_Group]:
         yield _Group(group.first + k, [source])
 
 
-def _is_path(source: Any) -> bool:
-    return isinstance(source[0] if isinstance(source, tuple) else source, str | Path)
+def _kind(source: Any) -> str:
+    """Sources of one kind may be in one group."""
+    if isinstance(source, InputError):
+        return "error"
+    is_path = isinstance(source[0] if isinstance(source, tuple) else source, str | Path)
+    return "path" if is_path else "image"
 
 
-def _pixels_of(pending: Iterable[_Begun | InputError]) -> int:
+def _pixels_of(pending: Iterable[_Pending]) -> int:
     """Of all groups but the last."""
-    pixels = [0 if isinstance(one, InputError) else one.group.pixels for one in pending]
-    return sum(pixels[:-1])
+    return sum([one.pixels for one in pending][:-1])

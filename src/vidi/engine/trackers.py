@@ -100,9 +100,8 @@ class WandB:
         self.run = run
 
     def start(self, description: Description, known: str | None, step: int) -> Started:
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         # Where the network is gone, the end would else be waited for without an end.
-        os.environ.setdefault("WANDB_FINISH_TIMEOUT", "120")
+        self.variables = _set(WANDB_ERROR_REPORTING="false", WANDB_FINISH_TIMEOUT="120")
         import wandb
 
         told = os.environ.get
@@ -148,7 +147,10 @@ class WandB:
                 self.own.save(str(path), base_path=str(path.parent), policy="now")
 
     def close(self, code: int) -> None:
-        self.own.finish(exit_code=code)
+        try:
+            self.own.finish(exit_code=code)
+        finally:
+            _unset(self.variables)
 
 
 class MLflow:
@@ -158,10 +160,12 @@ class MLflow:
         self.run = run
 
     def start(self, description: Description, known: str | None, step: int) -> Started:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         # A training is not to stand still for as long as it would wait for a server.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        self.variables = _set(
+            MLFLOW_DISABLE_TELEMETRY="true",
+            MLFLOW_HTTP_REQUEST_MAX_RETRIES="2",
+            MLFLOW_HTTP_REQUEST_TIMEOUT="20",
+        )
         import mlflow
         from mlflow.entities import Metric, Param
 
@@ -171,7 +175,7 @@ class MLflow:
         uri = mlflow.get_tracking_uri() if chosen else None
         if uri is None:
             # Files need nothing else installed. It prefers databases, and asks for this word.
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+            self.variables += _set(MLFLOW_ALLOW_FILE_STORE="true")
         self.client = mlflow.MlflowClient(tracking_uri=uri or folder.absolute().as_uri())
         where = uri or str(folder)
         if known is not None:
@@ -198,7 +202,10 @@ class MLflow:
 
     def close(self, code: int) -> None:
         status = {0: "FINISHED", 1: "FAILED"}.get(code, "KILLED")
-        self.client.set_terminated(self.id, status)
+        try:
+            self.client.set_terminated(self.id, status)
+        finally:
+            _unset(self.variables)
 
 
 KINDS: dict[str, Callable[[Path], Tracker]] = {
@@ -258,8 +265,14 @@ class Trackers:
         names = dict.fromkeys(description.recipe.logging.trackers)
         if not names:
             return
-        self.saved = _read(self.run.path / FILE)
         written = _rows(self.run.path / METRICS, 0)
+        try:
+            self.saved = _read(self.run.path / FILE)
+        except InputError as error:
+            if not written:
+                raise
+            self.say(f"{error} Training goes on without trackers.")
+            return
         self.at = written[-1].end if written else 0
         self.step = step
         for name in names:
@@ -280,7 +293,11 @@ class Trackers:
         known = self.saved.get(name)
         told = 0 if known is None else known["told"]
         tracker = KINDS[name](self.run.path)
-        began = tracker.start(description, None if known is None else known["id"], step)
+        try:
+            began = tracker.start(description, None if known is None else known["id"], step)
+        except Exception:
+            _closed(tracker)
+            raise
         self.open[name] = tracker
         self.held[name] = {
             row.key
@@ -299,7 +316,13 @@ class Trackers:
         """Tell the trackers the rows of metrics.jsonl that are new."""
         if not self.open:
             return
-        for row in _rows(self.run.path / METRICS, self.at):
+        try:
+            rows = _rows(self.run.path / METRICS, self.at)
+        except OSError as error:
+            for name in [*self.open]:
+                self._leave(name, error)
+            return
+        for row in rows:
             for name in [*self.open]:
                 try:
                     self._row(name, row.body)
@@ -327,6 +350,7 @@ class Trackers:
             try:
                 tracker.close(code)
             except Exception as error:
+                del self.open[name]  # it is not closed twice
                 self._leave(name, error)
                 continue
             del self.open[name]
@@ -339,8 +363,9 @@ class Trackers:
             self.open[name].scalars(row["step"], values)
 
     def _leave(self, name: str, error: Exception) -> None:
-        """The tracker is off from here on, and its run is left as it is."""
-        self.open.pop(name, None)
+        """The tracker is off from here on; what it has open is closed, as far as it can be."""
+        if (tracker := self.open.pop(name, None)) is not None:
+            _closed(tracker)
         if name in self.saved and self.saved[name]["told"] is None:
             self.saved[name]["told"] = self.at
         self._save()
@@ -403,13 +428,33 @@ def _rows(path: Path, start: int) -> list[_Row]:
     return rows
 
 
+def _set(**variables: str) -> list[str]:
+    """Set those variables of the environment that are not set, and give their names."""
+    own = [name for name in variables if name not in os.environ]
+    os.environ.update({name: variables[name] for name in own})
+    return own
+
+
+def _unset(names: Sequence[str]) -> None:
+    for name in names:
+        os.environ.pop(name, None)
+
+
+def _closed(tracker: Tracker) -> None:
+    """Close one that failed, with whatever it has open."""
+    with contextlib.suppress(Exception):
+        tracker.close(1)
+
+
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     try:
         found: dict[str, dict[str, Any]] = json.loads(path.read_bytes())
+        if not all(isinstance(one, dict) and {"id", "told"} <= {*one} for one in found.values()):
+            raise ValueError("id or told is missing")
         return found
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path} cannot be read: {error}. Delete it, and the trackers' runs begin anew."
         ) from error
