@@ -16,13 +16,15 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from vidi.report.progress import Silent
+
 FIRST = 5
 """Steps that are not timed: they compile and allocate."""
 SLICE = 1.5
 """Seconds that each runs at a time."""
 
 
-class Stopwatch:
+class Stopwatch(Silent):
     """Seconds of training without those in which it was stopped, told by what training tells a
     display; evaluations are not counted, and what follows them until the next step is."""
 
@@ -44,11 +46,6 @@ class Stopwatch:
 
     def evaluated(self, **what: Any) -> None:
         self._since = self._now()
-
-    def note(self, sentence: str) -> None: ...
-    def start(self, **what: Any) -> None: ...
-    def measured(self, total_steps: int) -> None: ...
-    def finish(self, rows: list[tuple[str, str]]) -> None: ...
 
 
 Training = Callable[..., None]

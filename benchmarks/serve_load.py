@@ -235,7 +235,8 @@ def memory(run: str, images: Sequence[bytes], requests: int) -> dict[str, Any]:
     with serving(run) as port:
         sizes = []
         for k in range(10):
-            asyncio.run(closed_loop(port, images, 8, 1e9, requests // 10))
+            done = asyncio.run(closed_loop(port, images, 8, 1e9, requests // 10))
+            assert set(done.statuses) == {200}, done.statuses
             sizes.append(round(metric(port, "process_resident_memory_bytes") / 1e6, 1))
             print(f"{(k + 1) * requests // 10:>7,} requests: {sizes[-1]:,} MB", flush=True)
     return {"mb": sizes, "grown_mb": round(sizes[-1] - sizes[0], 1)}
@@ -347,7 +348,8 @@ def mutations(run: str, count: int) -> dict[str, Any]:
             asyncio.run(some(part))
             sizes.append(round(metric(port, "process_resident_memory_bytes") / 1e6, 1))
             print(f"{part.stop:>7,} mutations: {dict(statuses)}, {sizes[-1]:,} MB", flush=True)
-        asyncio.run(closed_loop(port, [photo("JPEG", 0)], 1, 1.0))
+        again = asyncio.run(closed_loop(port, [photo("JPEG", 0)], 1, 1.0)).statuses
+        assert set(again) == {200}, again
     return {"statuses": dict(statuses), "slowest_s": round(slowest, 2), "mb": sizes}
 
 

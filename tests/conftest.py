@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -106,6 +108,24 @@ def ask(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
             code = int(stop.code or 0)
         said = capsys.readouterr()
         return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def run_page(ask: Callable[..., tuple[int, str, str]]) -> Callable[[str], list[tuple[str, str]]]:
+    """Run what a page of docs/ has after ``$ vidi``, one after the other, and give (stdout, stderr)
+    of each. None may fail."""
+
+    def run(page: str) -> list[tuple[str, str]]:
+        text = (Path(__file__).parents[1] / "docs" / f"{page}.md").read_text(encoding="utf-8")
+        said = []
+        for block in re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            for line in block.splitlines():
+                code, out, err = ask(*shlex.split(line.removeprefix("$ vidi ")))
+                assert code == 0, f"{line}\n{out}{err}"
+                said.append((out, err))
+        return said
 
     return run
 

@@ -148,13 +148,14 @@ def test_its_python_works(page: str, folder: Path, capsys: pytest.CaptureFixture
 
 
 def test_every_page_with_commands_is_run_somewhere() -> None:
-    """By its own test, which names it and reads its blocks, or here."""
+    """By its own test, with ``run_page`` or by reading its blocks, or here."""
     texts = [p.read_text(encoding="utf-8") for p in TESTS.rglob("test_*.py") if p != Path(__file__)]
     for page in PAGES:
         if not commands(page) or page in HERE:
             continue
-        claims = [t for t in texts if f"{page}.md" in t and ("console" in t or "$ " in t)]
-        assert claims, f"no test runs the commands of docs/{page}.md: see HERE in this file"
+        own = [t for t in texts if f"{page}.md" in t and ("console" in t or "$ " in t)]
+        own += [t for t in texts if f'run_page("{page}")' in t]
+        assert own, f"no test runs the commands of docs/{page}.md: see HERE in this file"
 
 
 class Read(Exception):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from vidi.data.formats import coco
 from vidi.data.open import open_data
 
 Ask = Callable[..., tuple[int, str, str]]
+Page = Callable[[str], list[tuple[str, str]]]
 SCENES = "scenes:detection,size=64,n=8,val=2,test=3"
 FEW: dict[str, Any] = {
     "data": {"cache": "off"},
@@ -308,17 +308,12 @@ PAGE = (Path(__file__).parents[2] / "docs" / "detection.md").read_text(encoding=
 
 
 def test_the_pages_commands_work(
-    ask: Ask, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+    run_page: Page, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(images / "test", tmp_path / "street")
     shutil.copy(next((images / "test").iterdir()), tmp_path / "street" / "0001.png")
-    blocks = re.findall(r"^```console\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    commands = [line.removeprefix("$ vidi ") for block in blocks for line in block.splitlines()]
-    assert len(commands) >= 5
-    for command in commands:
-        code, _, err = ask(*shlex.split(command))
-        assert code == 0, f"{command}\n{err}"
+    assert len(run_page("detection")) >= 5
 
 
 @pytest.mark.parametrize("code", re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S))

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-PAGE = (Path(__file__).parents[2] / "docs" / "learning-rate.md").read_text(encoding="utf-8")
 Ask = Callable[..., tuple[int, str, str]]
+Page = Callable[[str], list[tuple[str, str]]]
 
 
-def test_the_pages_commands_work(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pages_commands_work(
+    run_page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```console\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    commands = [line.removeprefix("$ vidi ") for block in blocks for line in block.splitlines()]
-    assert len(commands) == 3
-    said = []
-    for command in commands:
-        code, out, err = ask(*shlex.split(command))
-        assert code == 0, f"{command}\n{out}{err}"
-        said.append(out + err)
+    said = [out + err for out, err in run_page("learning-rate")]
+    assert len(said) == 3
     lr = json.loads(Path("runs/found/recipe.json").read_text())["recipe"]["lr"]
     assert f"learning rate: {lr:g} " in said[0]
     assert f"suggestion    {lr:g}" in said[1], "the doctor's sweep is that of the run"

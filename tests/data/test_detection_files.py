@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,22 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def data_of(scenes: Path, name: str) -> Dataset:
     return open_data(str(scenes / name), task="detection", carve_val=False)
+
+
+def test_cocos_file_is_written_as_its_rows_come(tmp_path: Path) -> None:
+    found = drawn(1, classes=1)
+
+    def rows() -> Iterator[tuple[int, Detections]]:
+        for k in range(1000):
+            yield k, found
+        assert (tmp_path / "results.json").stat().st_size > 40_000
+
+    files.write_coco(tmp_path / "results.json", rows(), [1])
+    assert [one["image_id"] for one in json.loads((tmp_path / "results.json").read_text())] == [
+        *range(1000)
+    ]
+    files.write_coco(tmp_path / "results.json", iter(()), [1])
+    assert json.loads((tmp_path / "results.json").read_text()) == []
 
 
 def test_pycocotools_reads_the_results_and_agrees_on_the_score(

@@ -171,7 +171,11 @@ def test_predictions_are_those_of_torch(
 def test_any_number_of_images(run: Path, kept: Path, other: str, threads: int) -> None:
     """Also where threads share them unevenly."""
     network = vidi.load(run, network=Tiny).network
-    (about,) = (f for f in kept.rglob("about.json") if f'"{other} fp32"' in f.read_text())
+    (about,) = (
+        f
+        for f in kept.rglob("about.json")
+        if f"{other} fp32" in json.loads(f.read_text())["seconds"]
+    )
     file = about.parent / "network.onnx"
     library = backends.LIBRARIES[f"{other} fp32"](file, threads)
     one = trial(network, "classification", size=28)
@@ -307,6 +311,16 @@ def test_the_fastest_is_taken(run: Path, fastest: str, monkeypatch: pytest.Monke
     for _ in range(2):  # made, and from the cache
         model = vidi.load(run, network=Tiny, backend="auto")
         assert (model.backend, model.notes) == (fastest, [])
+
+
+def test_what_was_converted_for_auto_serves_others(
+    run: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trial, "seconds", lambda self, compute: float(compute != self.own))
+    assert vidi.load(run, network=Tiny, backend="auto").backend == "torch"
+    for other in OTHERS:
+        assert vidi.load(run, network=Tiny, backend=other).backend == f"{other} fp32"
+    assert len(conversions) == 1
 
 
 class Off:
@@ -473,6 +487,33 @@ def test_openvino_reports_nothing(kept: Path) -> None:
     words = [sys.executable, "-c", LISTENING, str(file)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+SIGNALLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from vidi.deploy.converted import OpenVINO
+
+opened = [OpenVINO(Path(sys.argv[1]), "fp32", 1) for _ in range(2)]
+for one in opened:
+    one(torch.zeros(1, 3, 28, 28))
+del one, opened[0]  # the older one first
+opened.clear()
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+os.kill(os.getpid(), signal.SIGTERM)
+print(heard)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+def test_a_signal_is_heard_after_openvino(kept: Path) -> None:
+    """A process that had two networks open and dropped them is told to end, and does not crash."""
+    file = next(kept.rglob("network.onnx"))
+    words = [sys.executable, "-c", SIGNALLED, str(file)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "[1]"), done.stderr
 
 
 def test_a_converted_run_is_exported_as_it_was_trained(

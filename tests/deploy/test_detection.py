@@ -15,7 +15,15 @@ from torch import nn
 from vidi.data import augment
 from vidi.data.geometry import resize
 from vidi.data.open import from_images
-from vidi.deploy import detection, export, onnx_files, openvino_files, parity, torch_files
+from vidi.deploy import (
+    detection,
+    export,
+    onnx_files,
+    openvino_files,
+    parity,
+    resizing,
+    torch_files,
+)
 from vidi.engine.evaluate import Compute, predictions
 from vidi.engine.prepare import loader, make_task
 from vidi.errors import InputError
@@ -147,7 +155,7 @@ def test_resizing_is_that_of_the_loader_but_for_a_level(sides: tuple[int, ...]) 
     given = rng.integers(0, 256, (h, w, 3)).astype(np.uint8)
     right = resize(given, np.empty((height, width, 3), np.uint8)).astype(np.float32)
     levels = torch.from_numpy(given).permute(2, 0, 1)[None].float()
-    found = detection.resized(levels, height, width)[0].permute(1, 2, 0).numpy()
+    found = resizing.resized(levels, height, width)[0].permute(1, 2, 0).numpy()
     assert np.abs(found - right).max() <= 1 and (found != right).mean() < 0.01
 
 

@@ -230,7 +230,7 @@ def test_weights_that_lie_in_no_file_are_refused(digits: Path, tmp_path: Path) -
 
 def _halved(folder: Path) -> None:
     openvino = libraries.openvino()
-    model = openvino.Core().read_model(folder / "model.xml")
+    model = libraries.openvino_core().read_model(folder / "model.xml")
     openvino.save_model(model, folder / "half.xml", compress_to_fp16=True)
     for suffix in (".xml", ".bin"):
         (folder / f"half{suffix}").replace(folder / f"model{suffix}")

@@ -9,7 +9,6 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ from vidi.errors import InputError
 from vidi.models import hed_small
 from vidi.types import Normalisation
 
-FILES: dict[str, Any] = {".onnx": onnx_files, ".xml": openvino_files, ".pt2": torch_files}
 SAID = {"task": "classification", "classes": ['a "b" <c> & d', "ü"], "notes": []}
 NORMALISATION = Normalisation((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 
@@ -50,16 +48,34 @@ def classify(*, centre: bool) -> Classify:
     return whole.eval()
 
 
-@pytest.fixture(scope="module", params=list(FILES))
-def written(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Classify, set[str]]:
-    path = tmp_path_factory.mktemp("files") / f"model{request.param}"
-    whole = classify(centre=request.param == ".pt2")
-    return path, whole, FILES[request.param].write(whole, whole.example(), path, SAID)
+Written = tuple[Path, Classify, set[str]]
 
 
-def test_what_is_written_is_read(written: tuple[Path, Classify, set[str]]) -> None:
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    path, whole = tmp_path_factory.mktemp("files") / "model.onnx", classify(centre=False)
+    return path, whole, onnx_files.write(whole, whole.example(), path, SAID)
+
+
+@pytest.fixture(scope="module")
+def torch_file(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    path, whole = tmp_path_factory.mktemp("files") / "model.pt2", classify(centre=True)
+    return path, whole, torch_files.write(whole, whole.example(), path, SAID)
+
+
+@pytest.fixture(params=list(export.SUFFIXES))
+def written(request: pytest.FixtureRequest, tmp_path: Path) -> Written:
+    if request.param == "torch":
+        found: Written = request.getfixturevalue("torch_file")
+        return found
+    source, whole, used = request.getfixturevalue("onnx_file")
+    if request.param == "onnx":
+        return source, whole, used
+    openvino_files.convert(source, tmp_path / "model.xml", SAID)
+    return tmp_path / "model.xml", whole, used
+
+
+def test_what_is_written_is_read(written: Written) -> None:
     path, whole, used = written
     artefact = export.read(path)
     assert artefact.metadata == SAID
@@ -75,7 +91,7 @@ def test_what_is_written_is_read(written: tuple[Path, Classify, set[str]]) -> No
 
 @pytest.mark.parametrize("shape", [(1, 20, 31), (3, 9, 9), (2, 64, 12)])
 def test_images_of_any_size_and_number_get_the_functions_answer(
-    written: tuple[Path, Classify, set[str]], shape: tuple[int, int, int]
+    written: Written, shape: tuple[int, int, int]
 ) -> None:
     path, whole, _ = written
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
@@ -139,16 +155,16 @@ def _pickled_weight(name: str, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("planted", [_pickled_inputs, _pickled_weight])
-def test_nothing_is_unpickled(tmp_path: Path, planted: Callable[[str, bytes], bytes]) -> None:
-    whole = classify(centre=True)
-    torch_files.write(whole, whole.example(), tmp_path / "good.pt2", SAID)
+def test_nothing_is_unpickled(
+    torch_file: Written, tmp_path: Path, planted: Callable[[str, bytes], bytes]
+) -> None:
     with (
-        zipfile.ZipFile(tmp_path / "good.pt2") as good,
+        zipfile.ZipFile(torch_file[0]) as good,
         zipfile.ZipFile(tmp_path / "bad.pt2", "w", zipfile.ZIP_STORED) as bad,
     ):
         for one in good.namelist():
             bad.writestr(one, planted(one, good.read(one)))
-    export.read(tmp_path / "good.pt2")
+    export.read(torch_file[0])
     with pytest.raises(InputError, match="run code"):
         export.read(tmp_path / "bad.pt2")
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
-from typing import Self
 
 
 class Bar:
     """``total``: how many there are; None: nobody knows. ``shown``: whether there is anything to
-    see at all. Lines that are printed meanwhile stand above it."""
+    see at all. Lines that are printed meanwhile stand above it, until :meth:`close`."""
 
     def __init__(self, total: int | None, *, shown: bool) -> None:
         self._bar = None
-        self._done = 0
-        self._began = time.monotonic()
+        self._first: tuple[int, float] | None = None
+        """What was done at the first call, and when that was."""
         if not shown or not sys.stderr.isatty():
             return
         from rich.console import Console
@@ -32,18 +30,9 @@ class Bar:
             redirect_stdout=sys.stdout.isatty(),
         )
         self._bar.add_task("", total=total, text="")
+        self._bar.start()
 
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -52,16 +41,15 @@ class Bar:
         done by another process."""
         if self._bar is None:
             return
-        from vidi.report.progress import duration
+        from vidi.report.progress import duration, speed
 
-        if not self._done:
-            self._before, self._began = done, time.monotonic()
-        self._done = done
+        now = time.monotonic()
+        before, began = self._first = self._first or (done, now)
         task = self._bar.tasks[0]
         text = ""
-        if done > self._before:
-            rate = (done - self._before) / max(1e-9, time.monotonic() - self._began)
-            text = f"{rate:,.{0 if rate >= 10 else 1}f} images/s"
+        if done > before:
+            rate = (done - before) / max(1e-9, now - began)
+            text = speed(rate)
             if task.total is not None:
                 text += f"  {duration(max(0, task.total - done) / rate)} left"
         if task.total is not None:  # of several processes one may be a step ahead

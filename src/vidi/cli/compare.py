@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from vidi.cli.arguments import parse
+from vidi.cli.outputs import table
 from vidi.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,9 +77,10 @@ def _print(found: Comparison) -> None:
                     "–" if speed is None else f"{speed:,.0f}",
                 ]
             )
-    _table(["", "run", "seed", "epochs", "steps", "images/s"], rows, left=2)
+    table(["", "run", "seed", "epochs", "steps", "images/s"], rows, left=2)
+    print()
     if found.differences:
-        _table(
+        table(
             ["differs", *letters],
             [[d.name, *(d.values[letter] for letter in letters)] for d in found.differences],
             left=len(letters) + 1,
@@ -86,14 +88,15 @@ def _print(found: Comparison) -> None:
     else:
         same = len({run.seed for run in found.runs}) == 1
         print("They differ in nothing." if same else "They differ in nothing but the seed.")
-        print()
-    _table(
+    print()
+    table(
         ["metric", *letters],
         [
             [f"{split} {metric}", *(_cell(spreads.get(letter)) for letter in letters)]
             for (split, metric), spreads in found.spreads.items()
         ],
     )
+    print()
     seeds = ", ".join(f"{len(group.counted)} of {group.letter}" for group in found.groups)
     print(f"Seeds: {seeds}; mean ± standard deviation over them.")
     for sentence in [*found.sentences, *found.notes]:
@@ -114,17 +117,3 @@ def _cell(spread: Spread | None) -> str:
         return "–"
     more = "" if spread.deviation is None else f" ± {spread.deviation:.4f}"
     return f"{spread.mean:.4f}{more}"
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> None:
-    """``left``: so many columns are of words, the others of numbers."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for k, name in enumerate(heads):
-        table.add_column(name, justify="left" if k < left else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(highlight=False, markup=False).print(table)
-    print()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from vidi.cli.arguments import parse
-from vidi.cli.outputs import finite
+from vidi.cli.outputs import finite, table
 from vidi.errors import InputError
 
 if TYPE_CHECKING:
@@ -151,23 +151,17 @@ def _told_members(details: Mapping[str, Any]) -> dict[str, Any]:
 
 def show_members(rows: Sequence[Mapping[str, Any]], description: Description) -> None:
     """An ensemble's table: each member, the average, which is what predicts, and the vote."""
-    from rich.console import Console
-    from rich.table import Table
-
     made_of = description.data.get("members", [])
     kinds = {str(i): one["model"] for i, one in enumerate(made_of, 1)}
     mixed = len(set(kinds.values())) > 1
-    table = Table(box=None, pad_edge=False)
-    for k, name in enumerate(("member", *rows[0]["metrics"])):
-        table.add_column(name, justify="left" if k == 0 else "right", overflow="fold")
+    metrics = list(rows[0]["metrics"])
+    cells = []
     for row in rows:
         who = row["member"]
-        if who == "average":
-            table.add_section()
-        values = [row["metrics"].get(name, math.nan) for name in rows[0]["metrics"]]
+        values = [row["metrics"].get(name, math.nan) for name in metrics]
         shown = ["–" if math.isnan(value) else f"{value:.4f}" for value in values]
-        table.add_row(f"{who} {kinds[who]}" if mixed and who in kinds else who, *shown)
-    Console(highlight=False, markup=False).print(table)
+        cells.append([f"{who} {kinds[who]}" if mixed and who in kinds else who, *shown])
+    table(["member", *metrics], cells)
 
 
 def _compressed(
@@ -188,21 +182,16 @@ def _compressed(
 
 
 def _show_compressed(compressed: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for k, name in enumerate(("", "before", "after", "change")):
-        table.add_column(name, justify="left" if k == 0 else "right")
+    rows = []
     for name in ("parameters", "macs"):
         before, after = compressed[name].values()
         said = "multiply-adds" if name == "macs" else name
-        table.add_row(said, f"{before:,}", f"{after:,}", f"{after / before - 1:+.1%}")
+        rows.append([said, f"{before:,}", f"{after:,}", f"{after / before - 1:+.1%}"])
     for name, before in compressed["metrics"]["before"].items():
         after = compressed["metrics"]["after"][name]
         if before is not None and after is not None:
-            table.add_row(name, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}")
-    Console(highlight=False, markup=False).print(table)
+            rows.append([name, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}"])
+    table(["", "before", "after", "change"], rows)
     if "run" in compressed:
         print(f"wrote {compressed['run']}")
 
@@ -364,23 +353,14 @@ def _writing_figure(path: str) -> Iterator[None]:
 
 
 def _show_classes(rows: Sequence[Mapping[str, Any]], every: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     shown = list(rows)
     if len(rows) > SHOWN and not every:
         which, least = next(worst for worst in WORST if worst[0] in rows[0])
         shown = sorted(rows, key=lambda row: least * _nan_last(row[which], least))[:SHOWN]
         what = "lowest" if least > 0 else "most"
         print(f"The {SHOWN} of {len(rows)} classes with the {what} {which} (--all: all)")
-    table = Table(box=None, pad_edge=False)
-    for name in rows[0]:
-        table.add_column(
-            name.replace("_", " "), justify="left" if name == "class" else "right", overflow="fold"
-        )
-    for row in shown:
-        table.add_row(*(_cell(value) for value in row.values()))
-    Console(highlight=False, markup=False).print(table)
+    heads = [name.replace("_", " ") for name in rows[0]]
+    table(heads, ([_cell(value) for value in row.values()] for row in shown))
     print()
 
 

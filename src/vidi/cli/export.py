@@ -17,12 +17,9 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from vidi.cli.arguments import parse
 from vidi.cli.outputs import amount, free_name
-from vidi.errors import InputError
 
 if TYPE_CHECKING:
     from vidi.deploy.export import Exported
-
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 
 
 @dataclass(frozen=True)
@@ -56,8 +53,6 @@ class Export:
 
 def main(arguments: Sequence[str]) -> int:
     told = parse(Export, arguments, prog="vidi export")
-    if not told.max_loss >= 0:  # which NaN is not, either
-        raise InputError(f"--max-loss is {told.max_loss:g}; a number from 0 on is expected.")
     out = _target(told)
 
     from vidi import api
@@ -106,6 +101,8 @@ def _tidy_end() -> Iterator[None]:
 def _target(told: Export) -> Path:
     if told.out is not None:
         return Path(told.out).expanduser()
+    from vidi.deploy.export import SUFFIXES
+
     name = f"{Path(told.run).expanduser().resolve().name}-{told.format}"
     return free_name(Path(), name + ("-int8" if told.int8 else ""), "") / (
         f"model{SUFFIXES[told.format]}"

@@ -1,25 +1,14 @@
-"""Where a verb writes what it made, never over what is there; metrics as JSON, counts as words."""
+"""Where a verb writes what it made, never over what is there; tables, metrics as JSON, counts as
+words."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vidi.errors import InputError
-
-
-def new_folder(given: str | None, name: str) -> Path:
-    """The folder that was asked for, or ``name`` (name-2, name-3 … where that is taken); it need
-    not be there yet. Raises :class:`InputError` for one that holds something."""
-    if given is None:
-        return free_name(Path(), name, "")
-    out = Path(given).expanduser()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        kind = "exists and is not empty" if out.is_dir() else "is a file"
-        raise InputError(f"{out} {kind}. Give --out the name of a new folder.")
-    return out
 
 
 def free_name(folder: Path, stem: str, suffix: str) -> Path:
@@ -45,6 +34,19 @@ def writing_to(folder: Path) -> Iterator[None]:
             f"{folder} cannot be written to: {error.strerror or error}. Make room, or give --out "
             "another place."
         ) from error
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> None:
+    """Print a table. ``left``: so many columns are of words, the others of numbers."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False)
+    for k, head in enumerate(heads):
+        shown.add_column(head, justify="left" if k < left else "right", overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    Console(highlight=False, markup=False).print(shown)
 
 
 def amount(count: int) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +20,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from vidi.cli import detected, flow_frames, sources, written
 from vidi.cli.arguments import parse
 from vidi.cli.bar import Bar
-from vidi.cli.outputs import new_folder
+from vidi.cli.outputs import free_name
 from vidi.cli.record import Record, as_line, begun, is_error
 from vidi.cli.sources import Item, Sources
 from vidi.errors import InputError
@@ -125,7 +125,6 @@ def _predict(told: Predict) -> int:
     rank, world = distributed.rank(), distributed.world()
     if world > 1 and told.out is None:
         raise InputError("Several processes put their answers together in a folder: give --out.")
-    sources.check(told.sources, told.listed, shared=world > 1, resume=told.resume)
 
     def say(sentence: str) -> None:
         if rank == 0:
@@ -138,6 +137,7 @@ def _predict(told: Predict) -> int:
         skip=None if told.out is None else _path(told.out),
         say=say,
     )
+    given.check(shared=world > 1, resume=told.resume)
     total = given.count()
     if total is not None and told.pair is not None:
         total += 1
@@ -153,7 +153,7 @@ def _predict(told: Predict) -> int:
     if told.out is not None:
         folder = _path(told.out)
     elif files:
-        folder = new_folder(None, "heatmaps" if told.heatmap else "predictions")
+        folder = free_name(Path(), "heatmaps" if told.heatmap else "predictions", "")
         given = dataclasses.replace(given, skip=folder)
     writer = _writer(told, model, folder)
     record = Record(
@@ -170,7 +170,11 @@ def _predict(told: Predict) -> int:
         total = None  # there are fewer pairs than frames
     # A camera ends by Ctrl-C alone: then the frame that was taken is answered, and all is finished.
     ended = Signals() if given.camera else contextlib.nullcontext()
-    with contextlib.closing(record), Bar(total, shown=rank == 0) as bar, ended as signals:
+    with (
+        contextlib.closing(record),
+        contextlib.closing(Bar(total, shown=rank == 0)) as bar,
+        ended as signals,
+    ):
         _begin(record)
         items = flow_frames.pairs(given, told.pair) if task == "flow" else given.items()
         left = record.left(sources.some(items, given))
@@ -342,7 +346,9 @@ def _end(record: Record, told: Predict) -> tuple[int, int]:
 def _answered(
     told: Predict, model: Model, left: Iterable[tuple[Item, dict[str, str]]], camera: bool
 ) -> Generator[Answered, None, None]:
-    """Each item in its turn."""
+    """Each item in its turn; a camera's are answered at once."""
+    from vidi.engine import streams
+
     waiting: deque[tuple[Item, dict[str, str], Any]] = deque()
 
     def images() -> Iterator[Any]:
@@ -354,17 +360,15 @@ def _answered(
             waiting.append((item, names, image))
             yield image
 
-    stream: Callable[..., Generator[Any, None, None]] = model.stream
-    slowly = {"batch_size": 1, "ahead": 0} if camera else {}
-    if told.batch_size != "auto":
-        slowly["batch_size"] = told.batch_size
-    answers = stream(
+    size = 1 if camera else None
+    answers = model.stream(
         images(),
+        batch_size=size if told.batch_size == "auto" else told.batch_size,
+        ahead=0 if camera else streams.AHEAD,
         flip=told.flip,
         scales=told.scales,
         tile=told.tile,
         overlap=told.overlap,
-        **slowly,
     )
     with contextlib.closing(answers):
         while True:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from vidi.cli.arguments import parse
+from vidi.cli.outputs import table
 from vidi.errors import InputError
 
 if TYPE_CHECKING:
@@ -230,12 +231,14 @@ def _print(
         [f"{count:,}", f"{whole.proposals[c]:,.0f}", *_cells(whole, c)]
         for c, count in enumerate(whole.counts)
     ]
-    _table(["at most", "found", *heads, "average"], rows)
+    table(["at most", "found", *heads, "average"], rows)
+    print()
     if len(by_class) > 1:
         print(f"By class, with at most {told.count:,} proposals:")
         most = sorted(by_class, key=lambda name: -by_class[name].boxes)[:SHOWN]
         named = [[name, f"{by_class[name].boxes:,}", *_cells(by_class[name], -1)] for name in most]
-        _table(["class", "boxes", *heads, "average"], named)
+        table(["class", "boxes", *heads, "average"], named)
+        print()
     seconds = result["seconds_per_image"]
     of = "of a processor" if result["device"] == "cpu" else f"on {result['device']}"
     took = "" if seconds is None else f" {seconds:.3g} s {of} an image;"
@@ -255,16 +258,3 @@ def _maker(result: Mapping[str, Any]) -> str:
 def _cells(one: Recall, c: int) -> list[str]:
     shown = [one.table[c, one.thresholds.index(t)] for t in COLUMNS]
     return ["–" if math.isnan(v) else f"{v:.3f}" for v in [*shown, one.average[c]]]
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for k, name in enumerate(heads):
-        table.add_column(name, justify="left" if k == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(highlight=False, markup=False).print(table)
-    print()

@@ -72,6 +72,9 @@ class Lines:
                 if line.endswith(b"\n"):
                     yield line.decode("utf-8", "replace")
 
+    def count(self) -> int:
+        return sum(1 for _ in self.read())
+
     def cut(self, count: int) -> None:
         """Leave the first ``count`` lines."""
         if self.path.exists():
@@ -142,7 +145,12 @@ class Record:
             )
         self.begun = True
         self._compare(begun(self.folder))
-        self.base = sum(1 for _ in Lines(self.folder / LINES).read())
+        self.base = Lines(self.folder / LINES).count()
+        if self.writer.keeps and Lines(self.folder / BESIDE).count() < self.base:
+            raise InputError(
+                f"{self.folder} is not whole: its file {BESIDE} is missing or too short. Copy "
+                "that, too, or give --out the name of a new folder."
+            )
         for path, base, world in self._parts():
             if base == self.base and world != self.world:
                 raise InputError(
@@ -183,7 +191,7 @@ class Record:
             kinds = [BESIDE] * self.writer.keeps + [LINES] * self.kept
             self._files = {kind: Lines(self._part(kind)) for kind in kinds}
             if self.world > 1:
-                self.before = sum(1 for _ in self._files[LINES].read())
+                self.before = self._files[LINES].count()
             for lines in self._files.values():
                 lines.cut(self.before if self.world > 1 else self.base)
 
@@ -205,9 +213,8 @@ class Record:
     def _look_again(self) -> None:
         """Raises :class:`InputError` if another process wrote to the folder since :meth:`check`."""
         assert self.folder is not None
-        count = sum(1 for _ in Lines(self.folder / LINES).read())
         begun_meanwhile = (self.folder / SETTINGS).exists() and not self.begun
-        if count != self.base or begun_meanwhile:
+        if Lines(self.folder / LINES).count() != self.base or begun_meanwhile:
             raise InputError(
                 f"Another process has predicted into {self.folder} since this one began. Give "
                 "--out the name of a new folder, or go on with what is in it by --resume."
@@ -405,7 +412,9 @@ def _is_beginning(path: Path) -> bool:
 def begun(folder: Path) -> dict[str, Any]:
     """The settings with which a folder was begun; none, where it was not."""
     path = folder / SETTINGS
-    return _object(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    return _object(path.read_text(encoding="utf-8", errors="replace"), str(path))
 
 
 def as_line(value: Any, encoding: str = "utf-8") -> str:

@@ -77,10 +77,9 @@ def main(arguments: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     with server.listen(told.host, told.port) as listening:
-        names = _names(told.runs)
-        metrics = Metrics(names)
+        metrics = Metrics()
         runs = []
-        for name, run in zip(names, told.runs, strict=True):
+        for name, run in zip(_names(told.runs), told.runs, strict=True):
             with contextlib.redirect_stdout(sys.stderr):
                 model = api.load(run, device=told.device, backend=told.backend)
             for note in model.notes:
@@ -125,12 +124,12 @@ def _token(told: Serve) -> str | None:
 
 def _names(runs: Sequence[str]) -> list[str]:
     """The folders' names, with -2, -3 … where a name comes again."""
-    from vidi.deploy.serving.served import plain
+    from vidi.report.names import readable
 
     names: list[str] = []
     for run in runs:
         path = Path(run).expanduser().resolve()
-        stem = plain(path.parent.name if path.suffix == ".safetensors" else path.name)
+        stem = readable(path.parent.name if path.suffix == ".safetensors" else path.name)
         name, number = stem, 1
         while name in names:
             number += 1

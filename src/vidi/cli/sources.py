@@ -11,7 +11,7 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,25 @@ class Sources:
         return any(map(is_camera, self.words))
 
     @property
-    def stdin(self) -> bool:
-        return STDIN in self.words
+    def piped(self) -> bool:
+        """Whether names come from what is no file, and are gone once they are read."""
+        return STDIN in self.words or (self.listed is not None and _is_pipe(self.listed))
+
+    def check(self, *, shared: bool, resume: bool) -> None:
+        """Raises :class:`InputError` for what several processes cannot share, or does not come
+        again."""
+        cameras = list(filter(is_camera, self.words))
+        if cameras and resume:
+            raise InputError(f"{cameras[0]} does not show the same again, so there is no --resume.")
+        if cameras and shared:
+            raise InputError(f"Several processes cannot share {cameras[0]}. Leave torchrun out.")
+        if self.piped and shared:
+            stdin = STDIN in self.words
+            what = "standard input" if stdin else f"{self.listed}, which is no file"
+            raise InputError(
+                f"Several processes cannot share {what}. Write the list to a file and name that "
+                "with --list."
+            )
 
     def places(self) -> Iterator[Place]:
         """In order. Raises :class:`InputError` for a list that cannot be read."""
@@ -144,7 +161,7 @@ class Sources:
 
     def count(self) -> int | None:
         """How many items there are, as far as names and headers tell; None: only time will tell."""
-        if self.camera or self.stdin or (self.listed is not None and _comes_once(self.listed)):
+        if self.camera or self.piped:
             return None
         total = 0
         for place in self.places():
@@ -225,8 +242,7 @@ def _plain(path: str) -> str:
     return str(Path(path))
 
 
-def _comes_once(listed: str) -> bool:
-    """Whether a list is no file, such as a pipe, and is gone once it is read."""
+def _is_pipe(listed: str) -> bool:
     path = os.path.expanduser(listed)
     return os.path.exists(path) and not os.path.isfile(path)
 
@@ -316,20 +332,3 @@ def _silent() -> Iterator[None]:
         yield
     finally:
         cv2.utils.logging.setLogLevel(before)
-
-
-def check(sources: Sequence[str], listed: str | None = None, *, shared: bool, resume: bool) -> None:
-    """Raises :class:`InputError` for sources that several processes cannot share, or that do not
-    come again."""
-    cameras = list(filter(is_camera, sources))
-    if cameras and resume:
-        raise InputError(f"{cameras[0]} does not show the same again, so there is no --resume.")
-    if cameras and shared:
-        raise InputError(f"Several processes cannot share {cameras[0]}. Leave torchrun out.")
-    piped = STDIN in sources or (listed is not None and _comes_once(listed))
-    if piped and shared:
-        what = "standard input" if STDIN in sources else f"{listed}, which is no file"
-        raise InputError(
-            f"Several processes cannot share {what}. Write the list to a file and name that with "
-            "--list."
-        )

@@ -18,7 +18,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from vidi import studies
 from vidi.cli.arguments import parse
-from vidi.cli.outputs import free_name, writing_to
+from vidi.cli.outputs import free_name, table, writing_to
 from vidi.cli.study_page import Done, page, written
 from vidi.errors import InputError
 
@@ -163,9 +163,9 @@ def _print(done: Done) -> None:
     for one in done.study.measured:
         print(f"{'holds' if one.holds else 'DOES NOT HOLD':<14}{one.what}: {written(one.value)}")
         print(textwrap.indent(textwrap.fill(f"expected: {one.expected}", WIDTH - 14), " " * 14))
-    for table in done.study.tables:
-        print()
-        _table(table)
+    for shown in done.study.tables:
+        print(f"\n{shown.title}")
+        table(shown.heads, (list(map(written, row)) for row in shown.rows))
     for note in done.study.notes:
         print("\n" + textwrap.fill(note, WIDTH))
     holding = sum(one.holds for one in done.study.measured)
@@ -173,19 +173,6 @@ def _print(done: Done) -> None:
     print(
         f"\n{verdict}: {holding} of {len(done.study.measured)} as expected; {done.seconds:.1f} s."
     )
-
-
-def _table(table: studies.Table) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(box=None, pad_edge=False)
-    for k, head in enumerate(table.heads):
-        shown.add_column(head, justify="left" if k == 0 else "right", overflow="fold")
-    for row in table.rows:
-        shown.add_row(*map(written, row))
-    print(table.title)
-    Console(highlight=False, markup=False).print(shown)
 
 
 def _object(done: Done, pictures: Sequence[str]) -> dict[str, Any]:
@@ -206,11 +193,11 @@ def _object(done: Done, pictures: Sequence[str]) -> dict[str, Any]:
         ],
         "tables": [
             {
-                "title": table.title,
-                "heads": list(table.heads),
-                "rows": [[_plain(value) for value in row] for row in table.rows],
+                "title": shown.title,
+                "heads": list(shown.heads),
+                "rows": [[_plain(value) for value in row] for row in shown.rows],
             }
-            for table in done.study.tables
+            for shown in done.study.tables
         ],
         "notes": list(done.study.notes),
         "pictures": list(pictures),

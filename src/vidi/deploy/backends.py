@@ -14,7 +14,6 @@ something else, and is converted anew.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import inspect
 import platform
@@ -28,8 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidi.deploy import network_cache
+from vidi.deploy import libraries, network_cache
 from vidi.deploy.converted import Converted, Library, ONNXRuntime, OpenVINO, write_onnx
+from vidi.deploy.function import first
 from vidi.deploy.torch_files import lacking
 from vidi.engine import defaults, device
 from vidi.engine.evaluate import Compute
@@ -134,37 +134,45 @@ def _found(
 ) -> Chosen:
     """From the cache, or made. Raises :class:`Unsound` where there is none."""
     trial = Trial(network, recipe, compute)
-    names = [name for name in LIBRARIES if wanted == "auto" or name.startswith(wanted)]
+    allowed = list(LIBRARIES)
     if not _bf16(recipe, compute):
-        names = [name for name in names if not name.endswith("bf16")]
+        allowed = [name for name in allowed if not name.endswith("bf16")]
+    names = [name for name in allowed if wanted == "auto" or name.startswith(wanted)]
     made_of = {
         "weights": _sha256(file),
         "code": _code(network),
-        "versions": {p: _version(p) for p in PACKAGES},
-        "libraries": names,
-        "torch": wanted == "auto",
+        "versions": {p: libraries.version(p) for p in PACKAGES},
+        "libraries": allowed,
         "precision": compute.precision,
         "processor": f"{defaults.cores()} × {_processor()}",
         "shapes": trial.shapes,
     }
-    folder = network_cache.place(made_of)
-    about = network_cache.read(folder)
-    if about is not None:
-        try:
-            return _opened(trial, folder, about)
-        except Unsound:
-            pass  # its code has changed, or it is damaged after all: made anew
-    elif wanted == "auto" and images is not None and images * trial.once() < PAYS:
+    # What was made for auto has the others, too.
+    places = {one: network_cache.place({**made_of, "backend": one}) for one in (wanted, "auto")}
+    about = None
+    for folder in places.values():
+        about = network_cache.read(folder)
+        if about is not None:
+            try:
+                return _opened(trial, folder, about, names, wanted)
+            except Unsound:
+                pass  # its code has changed, or it is damaged after all: made anew
+    if wanted == "auto" and about is None and images is not None and images * trial.once() < PAYS:
         return Chosen(network)
-    return _made(trial, folder, names, made_of, wanted)
+    return _made(trial, places[wanted], names, {**made_of, "backend": wanted}, wanted)
 
 
-def _opened(trial: Trial, folder: Path, about: dict[str, Any]) -> Chosen:
-    """Raises :class:`Unsound` where it is not what torch gives."""
+def _opened(
+    trial: Trial, folder: Path, about: dict[str, Any], names: list[str], wanted: Backend
+) -> Chosen:
+    """Raises :class:`Unsound` where it is not what torch gives, or has none of ``names``."""
+    asked = ["torch", *names] if wanted == "auto" else names
     try:
-        notes, fastest = list(about["notes"]), str(about["fastest"])
-    except (KeyError, TypeError) as error:
-        raise Unsound("What is known of the converted network is damaged.") from error
+        seconds = {name: about["seconds"][name] for name in asked if name in about["seconds"]}
+        fastest = min(seconds, key=lambda name: seconds[name])
+        notes = [n for n in about["notes"] if wanted == "auto" or n.startswith(wanted)]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Unsound("Of the converted network it is not known how fast it is.") from error
     if fastest == "torch":
         return Chosen(trial.network, notes)
     library = _library(fastest, folder / NETWORK)
@@ -186,8 +194,10 @@ def _made(
             write_onnx(trial.network, trial.example(), file, sizes=trial.sizes)
         except Exception as error:  # whatever the exporter says of what it cannot follow
             if lacking(error):  # another time there may be enough, so it is not kept
-                raise Unsound(f"{trial.model} was not converted ({_short(error)}).") from error
-            reasons.append(f"{trial.model} cannot be converted ({_short(error)}).")
+                raise Unsound(
+                    f"{trial.model} was not converted ({libraries.short(error)})."
+                ) from error
+            reasons.append(f"{trial.model} cannot be converted ({libraries.short(error)}).")
             names = []
         for name in names:
             try:
@@ -213,15 +223,16 @@ def _made(
 
 def _about(made_of: dict[str, Any], timed: list[Any], notes: Notes) -> dict[str, Any]:
     seconds = {name: value for value, name, _ in timed}
-    fastest = min(seconds, key=lambda name: seconds[name])
-    return {"made_of": made_of, "seconds": seconds, "fastest": fastest, "notes": notes}
+    return {"made_of": made_of, "seconds": seconds, "notes": notes}
 
 
 def _library(name: str, file: Path) -> Library:
     try:
         return LIBRARIES[name](file, defaults.cores())
     except Exception as error:  # whatever the library says of a network it cannot compute
-        raise Unsound(f"{name} cannot read the converted network ({_short(error)}).") from error
+        raise Unsound(
+            f"{name} cannot read the converted network ({libraries.short(error)})."
+        ) from error
 
 
 Shape = tuple[int, int, int]
@@ -252,7 +263,7 @@ class Trial:
     def own(self, *images: Tensor) -> Tensor:
         """As the run itself is computed."""
         with torch.inference_mode(), self.compute.autocast():
-            return _first(self.network(*images)).float()
+            return first(self.network(*images))
 
     def example(self) -> tuple[Tensor, ...]:
         """To follow the network with: sides that differ from one another and are no multiples of
@@ -306,7 +317,7 @@ class Trial:
             try:
                 found = library(*self.images(*shape))
             except Exception as error:  # whatever the library says of an input it cannot take
-                raise Unsound(f"{library.name} fails ({_short(error)}).") from error
+                raise Unsound(f"{library.name} fails ({libraries.short(error)}).") from error
             if found.shape != wanted.shape:
                 raise Unsound(f"{library.name} gives an output of another shape than torch.")
             if not (off := difference(found, wanted)) <= allowed:  # NaN is not, either
@@ -319,7 +330,7 @@ class Trial:
     def _computed(self, shape: Shape) -> tuple[Tensor, float]:
         """(What torch gives in fp32, by how much the run's own arithmetic differs from it.)"""
         images = self.images(*shape)
-        wanted = _first(self.network(*images)).float()
+        wanted = first(self.network(*images))
         own = self.own(*images) if self.compute.precision != "fp32" else wanted
         return wanted, difference(own, wanted)
 
@@ -336,17 +347,6 @@ def _bf16(recipe: Recipe, compute: Compute) -> bool:
     return allowed and device.best_precision(compute.device) == "bf16"
 
 
-def _first(output: Any) -> Tensor:
-    found: Tensor = output if isinstance(output, Tensor) else output[0]
-    return found
-
-
-def _short(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= 160 else f"{text[:160]} …"
-
-
 def _sha256(file: Path) -> str:
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
@@ -357,13 +357,6 @@ def _code(network: nn.Module) -> str | None:
     try:
         return hashlib.sha256(inspect.getsource(type(network)).encode()).hexdigest()
     except (OSError, TypeError):
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
         return None
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from vidi.deploy import libraries, onnx_files
+from vidi.deploy.function import first
 
 NAMES = ("image", "image2")
 """Of inputs."""
@@ -75,7 +76,7 @@ class OpenVINO:
 
         self.name = f"openvino {precision}"
         self._tensor = openvino.Tensor
-        self._core = openvino.Core()
+        self._core = libraries.openvino_core()
         # Pixel by pixel, as images come and as it computes; torch's [B, 3, H, W] is a view of that.
         model = self._core.read_model(str(file))
         laid = PrePostProcessor(model)
@@ -131,14 +132,8 @@ class ONNXRuntime:
     """In fp32. ``threads``: of the processor."""
 
     def __init__(self, file: Path, threads: int) -> None:
-        onnxruntime = libraries.onnxruntime()
         self.name = "onnxruntime fp32"
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            str(file), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = onnx_files.session(file, threads)
         self._inputs = [given.name for given in self._session.get_inputs()]
 
     def __call__(self, *images: Tensor) -> Tensor:
@@ -160,9 +155,7 @@ class _First(nn.Module):
         self.outputs = {"output": tuple(self(*images).shape)}
 
     def forward(self, image: Tensor, image2: Tensor | None = None) -> Tensor:
-        output = self.network(image) if image2 is None else self.network(image, image2)
-        found: Tensor = output if isinstance(output, Tensor) else output[0]
-        return found.float()
+        return first(self.network(image) if image2 is None else self.network(image, image2))
 
 
 def write_onnx(network: nn.Module, images: Sequence[Tensor], file: Path, *, sizes: bool) -> None:

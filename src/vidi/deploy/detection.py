@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vidi.data import augment
 from vidi.data.dataset import Dataset
 from vidi.deploy import resizing
-from vidi.deploy.function import Function, Sides, frozen, trained
+from vidi.deploy.function import Function, Sides, frozen
 from vidi.engine import defaults, propose
 from vidi.engine.prepare import kept_size
 from vidi.errors import InputError
@@ -51,16 +51,8 @@ class Detect(Function):
     """The sizes of an image on its way to the network, where all have one."""
 
     @property
-    def sides(self) -> Sides:
-        return (1, *(self.size or ("height", "width")))
-
-    @property
     def outputs(self) -> dict[str, Sides]:
         return {"boxes": ("detections", 4), "scores": ("detections",), "labels": ("detections",)}
-
-    def example(self) -> dict[str, Tensor]:
-        self.batch = 1
-        return super().example()
 
     def _inside(self) -> str:
         if self.side is None:
@@ -76,7 +68,7 @@ class Detect(Function):
             sides = (resizing.side(levels.shape[2]), resizing.side(levels.shape[3]))
             steps = [known(*step) for step in self.sizes(*sides)]
         for height, width in steps:
-            levels = resized(levels, height, width)
+            levels = resizing.resized(levels, height, width)
         return levels
 
     def sizes(self, height: Tensor, width: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -176,14 +168,14 @@ def function(model: Any, size: tuple[int, int] | None = None) -> Detect:
             "one after the other, which no format can hold as a graph. Export a run with "
             "--detection.soft-nms none."
         )
-    if isinstance(trained(model), ResNetFasterRCNN):
+    if isinstance(model.network, ResNetFasterRCNN):
         raise InputError(
             f"{recipe.model} looks at each region on the map of its size, and which regions these "
             "are is known only when it runs: torch cannot draw that as a graph. No format can hold "
             "this run yet. Export one of vidi's small networks, such as faster_rcnn_small, or "
             "serve this run with `vidi serve`."
         )
-    network = frozen(trained(model))
+    network = frozen(model.network)
     told = recipe.data.proposals != propose.NETWORK
     if not told and not isinstance(network, FasterRCNN):
         raise InputError(
@@ -192,6 +184,7 @@ def function(model: Any, size: tuple[int, int] | None = None) -> Detect:
         )
     kind = DetectIn if told else Detect
     whole = kind(network, model.compute.normalisation, size, kept_size(recipe))
+    whole.batch = 1
     whole.settings = recipe.detection
     if augment.EVALUATION.get(recipe.augmentation.crop) == "shorter":
         assert recipe.image_size != "auto"
@@ -245,26 +238,6 @@ def known(height: Tensor, width: Tensor) -> tuple[int, int]:
         torch._check(number >= 1)
         found.append(number)
     return found[0], found[1]
-
-
-def resized(image: Tensor, height: Any, width: Any) -> Tensor:
-    """Whole grey levels [B, C, H, W] resized as :func:`vidi.data.geometry.resize` does it: by areas
-    along the sides that become shorter, then bilinearly along those that grow."""
-    shares, steps = [], []
-    for many, out in zip(image.shape[2:], (height, width), strict=True):
-        rows, whole = torch.arange(out), resizing.side(out)
-        few = torch.minimum(resizing.side(many), whole)
-        areas = resizing.areas(rows, few, resizing.side(0), resizing.side(many), torch.arange(many))
-        shares.append(areas)
-        steps.append(resizing.bilinear(rows, whole, few, rows))
-    sides = [
-        (resizing.side(n), resizing.side(m))
-        for n, m in zip(image.shape[2:], (height, width), strict=True)
-    ]
-    halved = (sides[0][0] == 2 * sides[0][1]) & (sides[1][0] == 2 * sides[1][1])
-    return resizing.interpolated(
-        resizing.averaged(image, shares[0], shares[1], halved), steps[0], steps[1]
-    )
 
 
 def surest(boxes: Tensor, scores: Tensor, least: float, threshold: float) -> Tensor:

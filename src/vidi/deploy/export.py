@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
-import importlib
 import math
 import os
 import shutil
@@ -29,11 +28,10 @@ from vidi.data.formats.folders import is_image
 from vidi.data.geometry import resize
 from vidi.data.loader import spread
 from vidi.data.open import from_images, open_data
-from vidi.deploy import card, detection
+from vidi.deploy import card, detection, libraries, onnx_files, openvino_files, torch_files
 from vidi.deploy import int8 as whole_numbers
 from vidi.deploy import parity as gate
 from vidi.deploy.function import Function, frozen, function
-from vidi.deploy.torch_files import lacking
 from vidi.engine.evaluate import Compute
 from vidi.engine.prepare import without
 from vidi.engine.run import BEST, read_header, versions
@@ -43,7 +41,7 @@ from vidi.ops import tiles
 from vidi.recipe import Recipe
 from vidi.types import Array, Notes
 
-FORMATS = {"onnx": "onnx_files", "openvino": "openvino_files", "torch": "torch_files"}
+FORMATS: dict[str, Any] = {"onnx": onnx_files, "openvino": openvino_files, "torch": torch_files}
 """The module of each."""
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 CARD = "MODEL.md"
@@ -101,7 +99,7 @@ def export(
     """
     out = Path(out).expanduser()
     model = dataclasses.replace(model, network=model.trained)
-    _check(model, format, out, int8, images, size)
+    _check(model, format, out, int8, max_loss, images, size)
     dataset, split = opened(model, data, say)
     ids = spread(dataset.splits[split], images)
     reference = dataclasses.replace(
@@ -132,7 +130,8 @@ def export(
             )
             metadata, file = read(small).metadata, small
         if format == "openvino":
-            file = _converted(file, folder / out.name, metadata)
+            openvino_files.convert(file, folder / out.name, metadata)
+            file = folder / out.name
             if cost is not None:
                 cost = whole_numbers.measured(file, read(file), reference, dataset, cost, max_loss)
             else:
@@ -155,7 +154,7 @@ def read(path: str | Path) -> Any:
         raise InputError(f"There is no file {path}.")
     for name, suffix in SUFFIXES.items():
         if path.suffix == suffix:
-            return _module(name).read(path)
+            return FORMATS[name].read(path)
     raise InputError(
         f"{path.name} is no exported model by its name; these end in "
         f"{', '.join(SUFFIXES.values())}."
@@ -258,7 +257,13 @@ class Samples(Sequence[dict[str, Array]]):
 
 
 def _check(
-    model: Any, format: str, out: Path, int8: bool, images: int, size: tuple[int, int] | None
+    model: Any,
+    format: str,
+    out: Path,
+    int8: bool,
+    max_loss: float,
+    images: int,
+    size: tuple[int, int] | None,
 ) -> None:
     """InputError for what cannot be asked for."""
     if format not in FORMATS:
@@ -271,6 +276,8 @@ def _check(
         )
     if int8 and format == "torch":
         raise InputError("int8 is for --format onnx and openvino; torch's files have none.")
+    if not max_loss >= 0:  # which NaN is not, either
+        raise InputError(f"--max-loss is {max_loss:g}; a number from 0 on is expected.")
     if images < 1:
         raise InputError(f"--images is {images}; at least 1 is compared.")
     if size is not None and min(size) < 2:
@@ -329,28 +336,24 @@ def _written(
         example = whole.example()
         metadata = described(model, whole, example, dataset)
         try:
-            names = _module(format).write(whole, example, file, metadata)
+            names = FORMATS[format].write(whole, example, file, metadata)
         except InputError:
             raise
         except Exception as error:  # of torch's exporter, which raises nearly anything
-            if lacking(error):
+            if torch_files.lacking(error):
                 if isinstance(error, OSError):
                     raise
                 raise RunError(
                     f"The network was not exported, for memory or room on the disk ran out "
-                    f"({_reason(error)})."
+                    f"({libraries.short(error)})."
                 ) from error
-            why = f"{model.recipe.model} cannot be drawn as a graph otherwise ({_reason(error)})."
+            reason = libraries.short(error)
+            why = f"{model.recipe.model} cannot be drawn as a graph otherwise ({reason})."
             continue
         for note in whole.notes:
             say(note)
         return whole, names, metadata
     raise RunError(f"The network cannot be exported: {why}")
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
 
 
 def _usual_size(dataset: Dataset, ids: Array) -> tuple[int, int]:
@@ -421,15 +424,9 @@ def _sides(sides: Mapping[str, Any], types: Mapping[str, str]) -> dict[str, Any]
 
 def _versions() -> dict[str, str]:
     """What the file is made with."""
-    from importlib import metadata
-
     found = {k: v for k, v in versions().items() if k in ("vidi", "python", "torch")}
-    for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    others = ("onnx", "onnxscript", "onnxruntime", "openvino")
+    return found | {p: v for p in others if (v := libraries.version(p)) is not None}
 
 
 def _trained(model: Any, names: set[str]) -> dict[str, Array]:
@@ -454,15 +451,6 @@ def _passed(found: gate.Parity, out: Path) -> gate.Parity:
             f"{found.sentence}"
         )
     return found
-
-
-def _converted(source: Path, path: Path, metadata: dict[str, Any]) -> Path:
-    _module("openvino").convert(source, path, metadata)
-    return path
-
-
-def _module(format: str) -> Any:
-    return importlib.import_module(f"vidi.deploy.{FORMATS[format]}")
 
 
 def _dataset(model: Any, source: Any, *, own: bool) -> Dataset:

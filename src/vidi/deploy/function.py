@@ -185,7 +185,8 @@ class Move(Function):
 def function(model: Any, size: tuple[int, int] | None = None) -> Function:
     """The whole function of a run's weights, a copy of them, on the CPU and in fp32.
 
-    ``model``: a :class:`vidi.api.Model`. ``size``: the only (height, width) that is taken.
+    ``model``: a :class:`vidi.api.Model` that torch computes. ``size``: the only (height, width)
+    that is taken.
     """
     recipe = model.recipe
     if recipe.task == "detection":
@@ -193,7 +194,7 @@ def function(model: Any, size: tuple[int, int] | None = None) -> Function:
 
         detector: Function = detection.function(model, size)
         return detector
-    given = (frozen(trained(model)), model.compute.normalisation, size, kept_size(recipe))
+    given = (frozen(model.network), model.compute.normalisation, size, kept_size(recipe))
     whole: Function
     if recipe.task == "segmentation":
         whole = Segment(*given)
@@ -209,12 +210,6 @@ def function(model: Any, size: tuple[int, int] | None = None) -> Function:
         whole.several = recipe.task == "multilabel"
         whole.classes = len(model.classes)
     return whole.eval()
-
-
-def trained(model: Any) -> nn.Module:
-    """The network in torch, where another library computes :attr:`vidi.api.Model.network`."""
-    found: nn.Module = getattr(model, "trained", model.network)
-    return found
 
 
 def frozen(network: nn.Module) -> nn.Module:

@@ -20,7 +20,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ def measured(
     held_out = _Inputs(artefact.metadata, reference, dataset, dataset.splits[cost.split])
     found = held_out.headline(artefact)
     loss = held_out.worse(found, cost.fp32)
-    now = Int8(**{**asdict(cost), "int8": found, "loss": loss})
+    now = replace(cost, int8=found, loss=loss)
     if not loss <= max_loss:  # which NaN is not
         path.unlink()
         raise RunError(

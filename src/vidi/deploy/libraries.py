@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import sys
 from typing import Any
 
@@ -28,6 +30,17 @@ def openvino() -> Any:
     return openvino
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """OpenVINO's entrance, one for the whole process and never given back.
+
+    On Linux each gives the thread a stack of its own for signals, and takes it back at its end,
+    whichever is in use by then. After two that overlapped a signal lands on memory that is gone:
+    Ctrl-C would be a crash.
+    """
+    return openvino().Core()
+
+
 def onnxruntime() -> Any:
     """The package. Raises :class:`InputError` where it is not installed."""
     try:
@@ -47,6 +60,21 @@ def onnx() -> Any:
     except ImportError as error:
         raise InputError(_missing(error.name or "onnx")) from error
     return onnx
+
+
+def version(package: str) -> str | None:
+    """That of an installed package; None where it is not."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def short(error: Exception) -> str:
+    """The first line of what a library says, which may go on for pages; at most 160 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 160 else f"{text[:160]} …"
 
 
 def _missing(package: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from vidi.deploy.torch_files import NETWORK, PREPARATION, traced, unwarned, used
 from vidi.errors import InputError
 from vidi.types import Array
 
-SUFFIX = ".onnx"
 OPSET = 20
 METADATA = "vidi"
 MOST = 2e9
@@ -82,13 +82,13 @@ def read(path: Path) -> Artefact:
     return Artefact(path, json.loads(found[METADATA]), proto)
 
 
+@dataclass
 class Artefact:
     """A file that was read: ``metadata``, the stored tensors, and what it answers."""
 
-    def __init__(self, path: Path, metadata: dict[str, Any], proto: Any) -> None:
-        self.path = path
-        self.metadata = metadata
-        self.proto = proto
+    path: Path
+    metadata: dict[str, Any]
+    proto: Any
 
     def tensors(self) -> dict[str, Array]:
         """The network's, by the names that it has for them, and what images are normalised with."""
@@ -111,11 +111,13 @@ class Artefact:
         return session(self.path)
 
 
-def session(path: Path) -> Any:
-    """ONNX Runtime with that file, on the processor."""
+def session(path: Path, threads: int = 0) -> Any:
+    """ONNX Runtime with that file, on the processor; with as many threads as it likes, unless
+    ``threads`` says how many."""
     onnxruntime = libraries.onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

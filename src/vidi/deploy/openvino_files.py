@@ -8,48 +8,33 @@ from __future__ import annotations
 
 import functools
 import json
-import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
 
-from vidi.deploy import libraries, onnx_files
+from vidi.deploy import libraries
 from vidi.deploy.torch_files import NETWORK, PREPARATION
 from vidi.errors import InputError
 from vidi.types import Array
 
-SUFFIX = ".xml"
 _METADATA = "vidi"
-
-
-def write(
-    function: nn.Module, example: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any]
-) -> set[str]:
-    """Write the function as ``path`` (.xml) and a .bin beside it. Gives
-    :func:`vidi.deploy.torch_files.used`."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".onnx") as folder:
-        source = Path(folder) / "model.onnx"
-        names = onnx_files.write(function, example, source, metadata)
-        convert(source, path, metadata)
-    return names
 
 
 def convert(source: Path, path: Path, metadata: Mapping[str, Any]) -> None:
     """Write an ONNX file as ``path`` (.xml) and a .bin beside it; numbers keep all their digits."""
     openvino = libraries.openvino()
-    model = openvino.Core().read_model(source)
+    model = libraries.openvino_core().read_model(source)
     model.set_rt_info(json.dumps(metadata), _METADATA)
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
 def read(path: Path) -> Artefact:
-    """An .xml file that :func:`write` made. Raises :class:`InputError` where it is none."""
-    openvino = libraries.openvino()
+    """An .xml file that :func:`convert` made. Raises :class:`InputError` where it is none."""
     try:
-        model = openvino.Core().read_model(path)
+        model = libraries.openvino_core().read_model(path)
     except RuntimeError as error:
         raise InputError(
             f"{path} is no whole model of OpenVINO, or its .bin file is missing ({error})."
@@ -59,13 +44,13 @@ def read(path: Path) -> Artefact:
     return Artefact(path, json.loads(model.get_rt_info(_METADATA).astype(str)), model)
 
 
+@dataclass
 class Artefact:
     """A file that was read: ``metadata``, the stored tensors, and what it answers."""
 
-    def __init__(self, path: Path, metadata: dict[str, Any], model: Any) -> None:
-        self.path = path
-        self.metadata = metadata
-        self.model = model
+    path: Path
+    metadata: dict[str, Any]
+    model: Any
 
     def tensors(self) -> dict[str, Array]:
         """The network's, by the names that it has for them, and what images are normalised with:
@@ -86,4 +71,4 @@ class Artefact:
     def _compiled(self) -> Any:
         # In fp32, as it was trained; left to itself it takes bf16 where the processor has it.
         told = {"INFERENCE_PRECISION_HINT": "f32"}
-        return libraries.openvino().Core().compile_model(self.model, "CPU", told)
+        return libraries.openvino_core().compile_model(self.model, "CPU", told)

@@ -31,6 +31,9 @@ from vidi.engine.evaluate import predictions
 from vidi.tasks import multilabel
 from vidi.types import Array, Detections
 
+Named = Mapping[str, Array]
+"""A sample, or the answer about it: arrays by name."""
+
 PROBABILITY, TYPICAL_PROBABILITY = 2e-3, 1e-4
 """Largest and typical (median) difference of probabilities. fp32 sums that are taken in another
 order move a probability by about 1e-6; where one pixel of a resized image falls on the other side
@@ -127,15 +130,15 @@ class Artefact(Protocol):
     def tensors(self) -> dict[str, Array]:
         """Those of the network that lie in it, by the network's names."""
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, inputs: Named) -> dict[str, Array]:
         """Its outputs by name."""
 
 
 def check(
     artefact: Artefact,
     reference: Any,
-    samples: Sequence[Mapping[str, Array]],
-    tensors: Mapping[str, Array],
+    samples: Sequence[Named],
+    tensors: Named,
 ) -> Parity:
     """Compare a file with the run.
 
@@ -191,7 +194,7 @@ def preparation(reference: Any) -> dict[str, Array]:
     return {name: getattr(whole, name).numpy() for name in PREPARATION}
 
 
-def answered(artefact: Artefact, samples: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+def answered(artefact: Artefact, samples: Sequence[Named]) -> list[dict[str, Array]]:
     """What the file answers of each sample; they have one size and go through it together, but for
     detections, of which each image has its own number."""
     if artefact.metadata["task"] == "detection":
@@ -203,13 +206,11 @@ def answered(artefact: Artefact, samples: Sequence[Mapping[str, Array]]) -> list
     return [{name: rows[i] for name, rows in outputs.items()} for i in range(len(samples))]
 
 
-def _in_twos(
-    metadata: dict[str, Any], samples: Sequence[Mapping[str, Array]]
-) -> Iterator[list[Mapping[str, Array]]]:
+def _in_twos(metadata: dict[str, Any], samples: Sequence[Named]) -> Iterator[list[Named]]:
     """The first alone; of the others neighbours of one size together, where the file takes more
     than one image at a time. If there are none, the first with its mirror image."""
     free = isinstance(metadata["inputs"]["image"]["shape"][0], str)
-    waiting: list[Mapping[str, Array]] = []
+    waiting: list[Named] = []
     paired = False
     for i in range(len(samples)):
         sample = samples[i]
@@ -233,7 +234,7 @@ def _in_twos(
         yield [first, {name: frame[:, ::-1].copy() for name, frame in first.items()}]
 
 
-def _predicted(reference: Any, samples: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+def _predicted(reference: Any, samples: Sequence[Named]) -> list[dict[str, Array]]:
     """What the run answers, under the names that the file has for it."""
     task, images = reference.recipe.task, [sample["image"] for sample in samples]
     if task == "flow":
@@ -255,7 +256,7 @@ def _outputs(found: Detections) -> dict[str, Array]:
     return {"boxes": found.xyxy, "scores": found.scores, "labels": found.labels}
 
 
-def _told(reference: Any, samples: Sequence[Mapping[str, Array]]) -> list[Detections]:
+def _told(reference: Any, samples: Sequence[Named]) -> list[Detections]:
     """Detections of a run that is told where to look."""
     dataset = from_images([sample["image"] for sample in samples])
     ids = np.arange(len(dataset))
@@ -267,7 +268,7 @@ def _told(reference: Any, samples: Sequence[Mapping[str, Array]]) -> list[Detect
     return found
 
 
-def _stored(found: Mapping[str, Array], wanted: Mapping[str, Array]) -> tuple[int, list[str]]:
+def _stored(found: Named, wanted: Named) -> tuple[int, list[str]]:
     """(how many are equal bit for bit, a sentence on each that is not)."""
     faults = []
     for name, right in wanted.items():
@@ -311,7 +312,7 @@ def _metadata_faults(metadata: dict[str, Any], reference: Any) -> list[str]:
     ]
 
 
-def _shape_faults(right: Mapping[str, Array], answer: Mapping[str, Array]) -> list[str]:
+def _shape_faults(right: Named, answer: Named) -> list[str]:
     """Outputs that are missing, or are no such arrays. Of detections there may be another number:
     that is looked at one by one."""
     faults = []
@@ -340,9 +341,7 @@ class _Comparison:
         self.reference = reference
         self.decisions = self.differing = self.ties = 0
 
-    def add(
-        self, sample: Mapping[str, Array], right: Mapping[str, Array], answer: Mapping[str, Array]
-    ) -> None:
+    def add(self, sample: Named, right: Named, answer: Named) -> None:
         raise NotImplementedError
 
     def measures(self) -> tuple[Measure, ...]:
@@ -362,9 +361,7 @@ class _Probabilities(_Comparison):
         super().__init__(reference)
         self.apart: list[float] = []
 
-    def add(
-        self, sample: Mapping[str, Array], right: Mapping[str, Array], answer: Mapping[str, Array]
-    ) -> None:
+    def add(self, sample: Named, right: Named, answer: Named) -> None:
         p, q = right["probabilities"], answer["probabilities"]
         self.apart.append(float(np.abs(p - q).max()))
         if self.reference.recipe.task == "multilabel":
@@ -383,9 +380,7 @@ class _Probabilities(_Comparison):
 class _Masks(_Comparison):
     what = "pixels"
 
-    def add(
-        self, sample: Mapping[str, Array], right: Mapping[str, Array], answer: Mapping[str, Array]
-    ) -> None:
+    def add(self, sample: Named, right: Named, answer: Named) -> None:
         apart = right["mask"] != answer["mask"]
         tie = np.zeros_like(apart)
         if apart.any():
@@ -420,12 +415,15 @@ class _Maps(_Comparison):
         self.largest: list[float] = []
         self.mean: list[float] = []
 
-    def add(
-        self, sample: Mapping[str, Array], right: Mapping[str, Array], answer: Mapping[str, Array]
-    ) -> None:
-        apart = np.abs(right["boundaries"] - answer["boundaries"])
+    def add(self, sample: Named, right: Named, answer: Named) -> None:
+        apart = self.apart(right, answer)
         self.largest.append(float(apart.max()))
         self.mean.append(float(apart.mean(dtype=np.float64)))
+
+    def apart(self, right: Named, answer: Named) -> Array:
+        """[H, W]: the difference at each pixel."""
+        apart: Array = np.abs(right["boundaries"] - answer["boundaries"])
+        return apart
 
     def measures(self) -> tuple[Measure, ...]:
         return (
@@ -435,21 +433,15 @@ class _Maps(_Comparison):
 
 
 class _Fields(_Maps):
-    def add(
-        self, sample: Mapping[str, Array], right: Mapping[str, Array], answer: Mapping[str, Array]
-    ) -> None:
+    def apart(self, right: Named, answer: Named) -> Array:
         length = np.linalg.norm(right["flow"], axis=2)
-        apart = np.linalg.norm(right["flow"] - answer["flow"], axis=2) / np.maximum(1, length)
-        self.largest.append(float(apart.max()))
-        self.mean.append(float(apart.mean(dtype=np.float64)))
+        apart = np.linalg.norm(right["flow"] - answer["flow"], axis=2)
+        return np.asarray(apart / np.maximum(1, length))
 
     def measures(self) -> tuple[Measure, ...]:
+        what = "vectors differ by at most (pixels, of long ones their length)"
         return (
-            Measure(
-                "vectors differ by at most (pixels, of long ones their length)",
-                _largest(self.largest),
-                MOTION,
-            ),
+            Measure(what, _largest(self.largest), MOTION),
             Measure("on average by", _mean(self.mean), TYPICAL_MOTION),
         )
 
@@ -463,9 +455,7 @@ class _Boxes(_Comparison):
         self.scores: list[float] = []
         self.overlaps: list[float] = []
 
-    def add(
-        self, sample: Mapping[str, Array], right: Mapping[str, Array], answer: Mapping[str, Array]
-    ) -> None:
+    def add(self, sample: Named, right: Named, answer: Named) -> None:
         settings = self.reference.recipe.detection
         least = least_compared(right["scores"], settings.least_score)
         for one, other in ((right, answer), (answer, right)):
@@ -499,7 +489,7 @@ def least_compared(scores: Array, least: float) -> float:
     return min(LEAST, float(np.sort(scores)[-SUREST]))
 
 
-def counterparts(one: Mapping[str, Array], other: Mapping[str, Array]) -> Array:
+def counterparts(one: Named, other: Named) -> Array:
     """int64 [D]: of each detection in ``one`` the row of ``other`` that is the same, or -1: of its
     class, with about the same box and score. Each is a counterpart once."""
     out = np.full(len(one["scores"]), -1)
@@ -514,7 +504,7 @@ def counterparts(one: Mapping[str, Array], other: Mapping[str, Array]) -> Array:
     return out
 
 
-def undecided(one: Mapping[str, Array], other: Mapping[str, Array], k: int, settings: Any) -> bool:
+def undecided(one: Named, other: Named, k: int, settings: Any) -> bool:
     """Whether the detection ``k`` of ``one`` may well be missing in ``other``: its score is at a
     threshold, or it was suppressed there by one that is as sure, or by an overlap that is just
     enough. ``settings``: the recipe's, of detection."""

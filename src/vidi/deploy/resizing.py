@@ -10,6 +10,8 @@ Sides are scalar tensors here, not numbers: a graph is drawn once, for images of
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -115,28 +117,22 @@ def shrunk(image: Tensor, shorter: int) -> Tensor:
     return averaged(image, weights[0], weights[1], halved)
 
 
+def resized(image: Tensor, height: Any, width: Any) -> Tensor:
+    """Resized as :func:`vidi.data.geometry.resize` does it: by areas along the sides that become
+    shorter, then bilinearly along those that grow."""
+    shares, neighbours, halves = [], [], []
+    for many, out in zip(image.shape[2:], (height, width), strict=True):
+        rows, pixels = torch.arange(out), torch.arange(many)
+        whole, length = side(out), side(many)
+        few = torch.minimum(length, whole)
+        shares.append(areas(rows, few, side(0), length, pixels))
+        neighbours.append(bilinear(rows, whole, few, rows))
+        halves.append(length == 2 * whole)
+    found = averaged(image, shares[0], shares[1], halves[0] & halves[1])
+    return interpolated(found, neighbours[0], neighbours[1])
+
+
 def squashed(image: Tensor, shorter: int, size: int) -> Tensor:
     """Shrunk until the shorter side is ``shorter``, if it is longer, and resized to
-    [B, C, size, size], whatever its proportions: by areas along the sides that are longer, then
-    bilinearly along those that were shorter."""
-    height, width = (side(n) for n in image.shape[2:])
-    first = kept(height, width, shorter)
-    # How long they are is known when an image is, which is all that these lengths are for.
-    middle = [torch.arange(n.item()) for n in first]
-    weights = [
-        areas(pixels, few, side(0), many, torch.arange(n))
-        for pixels, few, many, n in zip(
-            middle, first, (height, width), image.shape[2:], strict=True
-        )
-    ]
-    halved = (height == 2 * first[0]) & (width == 2 * first[1])
-    image = averaged(image, weights[0], weights[1], halved)
-    out, whole = torch.arange(size), side(size)
-    h, w = (torch.minimum(n, whole) for n in first)
-    weights = [
-        areas(out, few, side(0), many, pixels)
-        for few, many, pixels in zip((h, w), first, middle, strict=True)
-    ]
-    halved = (first[0] == 2 * h) & (first[1] == 2 * w)
-    found = averaged(image, weights[0], weights[1], halved)
-    return interpolated(found, bilinear(out, whole, h, out), bilinear(out, whole, w, out))
+    [B, C, size, size], whatever its proportions."""
+    return resized(shrunk(image, shorter), size, size)

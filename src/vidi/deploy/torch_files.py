@@ -11,6 +11,7 @@ import json
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from torch.export import Dim, ExportedProgram
 from vidi.errors import InputError
 from vidi.types import Array
 
-SUFFIX = ".pt2"
 NETWORK = "network."
 """What the names of a network's tensors begin with, in the whole function."""
 PREPARATION = ("image_mean", "image_scale")
@@ -117,13 +117,13 @@ def read(path: Path) -> Artefact:
     return Artefact(path, json.loads(extra[_METADATA]), program)
 
 
+@dataclass
 class Artefact:
     """A file that was read: ``metadata``, the stored tensors, and what it answers."""
 
-    def __init__(self, path: Path, metadata: dict[str, Any], program: ExportedProgram) -> None:
-        self.path = path
-        self.metadata = metadata
-        self.program = program
+    path: Path
+    metadata: dict[str, Any]
+    program: ExportedProgram
 
     def tensors(self) -> dict[str, Array]:
         """The network's, by the names that it has for them, and those of :data:`PREPARATION`."""

@@ -187,7 +187,7 @@ def _losses(made: Prepared, loader: Loader) -> Iterator[tuple[int, float, bool]]
         for batch, found in predictions(made.model, made.task, loader, made.compute):
             ids = batch.ids[batch.valid]
             for i, sample, prediction in zip(ids, batch.samples, found, strict=True):
-                loss, hit = _of_labels(prediction, sample)
+                loss, hit = of_labels(prediction, sample)
                 yield int(i), loss, hit
         return
     # The targets of training, of images as evaluation sees them, one by one: of several at once
@@ -211,7 +211,9 @@ def _losses(made: Prepared, loader: Loader) -> Iterator[tuple[int, float, bool]]
             yield int(batch.ids[0]), sum(parts), False
 
 
-def _of_labels(prediction: Any, sample: Sample) -> tuple[float, bool]:
+def of_labels(prediction: Any, sample: Sample) -> tuple[float, bool]:
+    """(loss, whether the likeliest class is the label); of several labels the mean of their losses,
+    and no more."""
     if isinstance(prediction, classification.Prediction):
         label = int(np.asarray(sample.label))
         log_p = prediction.log_probabilities
@@ -244,11 +246,11 @@ def _shown(made: Prepared, rows: list[tuple[float, str, int]]) -> Iterator[Hard]
                 looked[int(batch.ids[row])] = sample, prediction
     for loss, split, i in rows:
         sample, prediction = looked[i]
-        label, said, probability = _words(prediction, sample, made.description.classes)
+        label, said, probability = words(prediction, sample, made.description.classes)
         yield Hard(sample.key, split, loss, label, said, probability, sample, prediction)
 
 
-def _words(
+def words(
     prediction: Any, sample: Sample, classes: tuple[str, ...]
 ) -> tuple[str | None, str | None, float | None]:
     """(label, prediction, its probability) in words."""

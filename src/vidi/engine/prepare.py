@@ -18,7 +18,7 @@ from torch import nn
 from vidi import models, tasks
 from vidi.data import audit, augment, cache, check, splits
 from vidi.data.dataset import Dataset, FramePairs
-from vidi.data.loader import Loader
+from vidi.data.loader import Loader, spread
 from vidi.data.open import KIND
 from vidi.data.survey import LOOK, Survey, class_pixels, survey
 from vidi.engine import defaults, device, distributed, lr_range, propose
@@ -600,12 +600,16 @@ EVALUATED_PIXELS = 1 << 20
 def _whole_images(dataset: Dataset, ids: Array, recipe: Recipe) -> int:
     """How many whole images make a batch of evaluation, by the largest of a few."""
     largest = 0
-    for i in ids[np.linspace(0, len(ids) - 1, min(16, len(ids))).round().astype(np.int64)]:
+    for i in spread(ids, 16):
         with contextlib.suppress(InputError):  # loading it will say so
-            h, w = dataset.images.size(int(i))
-            shrunk = min(1.0, (kept_size(recipe) or min(h, w)) / min(h, w))
-            largest = max(largest, round(h * w * shrunk**2))
+            largest = max(largest, evaluated_pixels(dataset.images.size(int(i)), recipe))
     return max(1, EVALUATED_PIXELS // max(1, largest))
+
+
+def evaluated_pixels(size: tuple[int, int], recipe: Recipe) -> int:
+    """As many as the network sees of a whole image of that height and width."""
+    shorter = min(size)
+    return round(math.prod(size) * min(1.0, (kept_size(recipe) or shorter) / shorter) ** 2)
 
 
 def kept_size(recipe: Recipe) -> int | None:

@@ -26,7 +26,7 @@ from vidi.engine import defaults, distributed, propose, tiled
 from vidi.engine.answers import BoundaryMap, DetectedObjects, Prediction, Segmentation
 from vidi.engine.evaluate import Compute, answers
 from vidi.engine.flow_fields import FlowField
-from vidi.engine.prepare import EVALUATED_PIXELS, kept_size, loader, make_task
+from vidi.engine.prepare import EVALUATED_PIXELS, evaluated_pixels, kept_size, loader, make_task
 from vidi.errors import InputError
 from vidi.models import DENSE
 from vidi.recipe import Recipe
@@ -191,11 +191,10 @@ class Stream:
         if not self._whole:
             return 0
         try:
-            h, w = read_file_header(os.path.expanduser(os.fspath(image))).size
+            size = read_file_header(os.path.expanduser(os.fspath(image))).size
         except (InputError, ValueError):  # reading it will say so
             return 0
-        side = min(h, w)
-        return round(h * w * min(1.0, (kept_size(self.recipe) or side) / side) ** 2)
+        return evaluated_pixels(size, self.recipe)
 
     def _begun(self, group: _Group, pool: Executor) -> list[_Begun | InputError]:
         """The group on its way; or its sources one by one, where something is wrong with one."""

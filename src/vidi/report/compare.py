@@ -156,7 +156,7 @@ class Comparison:
         told = [one.sentence for one in said if one.method is not None]
         if single:
             told.append(
-                f"With one seed of {_listed(single)} nothing can be said of their differences."
+                f"With one seed of {listed(single)} nothing can be said of their differences."
             )
         return told
 
@@ -498,14 +498,15 @@ def _precision_notes(groups: Sequence[Group]) -> list[str]:
         chosen = {letters[id(run)]: run.description.recipe.precision for run in alike}
         if len(set(chosen.values())) > 1:
             notes.append(
-                f"{_listed(chosen)} differ in precision alone ({', '.join(chosen.values())}), "
+                f"{listed(chosen)} differ in precision alone ({', '.join(chosen.values())}), "
                 "which auto chooses by timing: trained with one named (--precision fp32), their "
                 "seeds would be one group."
             )
     return notes
 
 
-def _listed(words: Iterable[str]) -> str:
+def listed(words: Iterable[str]) -> str:
+    """a, b and c."""
     *some, last = words
     return f"{', '.join(some)} and {last}" if some else last
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,53 +34,60 @@ def curves(found: Comparison, path: Path) -> None:
     beside them what each seed came to, with mean and deviation. Runs that are not finished are
     dashed."""
     with matplotlib.rc_context(STYLE):
-        figure, (loss, metric, ends) = _figure(12, 4, 3, (1.2, 1.2, 0.8))
-        for k, group in enumerate(found.groups):
-            colour = COLOURS[k % len(COLOURS)]
-            for j, run in enumerate(group.runs):
-                rows = [row for row in run.rows if row["event"] == "evaluation"]
-                label = plain(_label(group)) if j == 0 else ""
-                style = "-" if run.unfinished is None else "--"
-                _line(loss, rows, _values(rows, "train_loss"), colour, style, label)
-                headline = _values([row["metrics"] for row in rows], found.headline)
-                _line(metric, rows, headline, colour, style, label)
-        loss.set(title="training loss", xlabel="epoch")
-        metric.set(title=f"validation {found.headline}", xlabel="epoch")
-        for axes in (loss, metric):
-            axes.set_xlim(left=0)
-        _ends(ends, found)
+        figure, (loss, metric, last) = _figure(12, 4, 3, (1.2, 1.2, 0.8))
+        losses(loss, found)
+        headlines(metric, found)
+        ends(last, found)
         handles, labels = metric.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
         _save(figure, path)
 
 
-def _line(
+def losses(axes: Axes, found: Comparison) -> None:
+    """The training loss of each run."""
+    _lines(axes, found, lambda rows: _values(rows, "train_loss"))
+    axes.set(title="training loss", xlabel="epoch")
+
+
+def headlines(axes: Axes, found: Comparison) -> None:
+    """The headline metric of each run, on validation."""
+    _lines(axes, found, lambda rows: _values([row["metrics"] for row in rows], found.headline))
+    axes.set(title=f"validation {found.headline}", xlabel="epoch")
+
+
+def _lines(
     axes: Axes,
-    rows: Sequence[Mapping[str, Any]],
-    values: Sequence[float],
-    colour: str,
-    style: str,
-    label: str,
+    found: Comparison,
+    values: Callable[[Sequence[Mapping[str, Any]]], Sequence[float]],
 ) -> None:
-    marker = "o" if len(rows) <= 30 else ""
-    epochs = [row["epoch"] for row in rows]
-    axes.plot(
-        epochs, values, style, color=colour, marker=marker, markersize=3, linewidth=1.2, label=label
-    )
+    """``values``: of the rows of a run's evaluations."""
+    for k, group in enumerate(found.groups):
+        for j, run in enumerate(group.runs):
+            rows = [row for row in run.rows if row["event"] == "evaluation"]
+            axes.plot(
+                [row["epoch"] for row in rows],
+                values(rows),
+                "-" if run.unfinished is None else "--",
+                color=colour(k),
+                marker="o" if len(rows) <= 30 else "",
+                markersize=3,
+                linewidth=1.2,
+                label=plain(label(group)) if j == 0 else "",
+            )
+    axes.set_xlim(left=0)
 
 
-def _ends(axes: Axes, found: Comparison) -> None:
+def ends(axes: Axes, found: Comparison) -> None:
     """A dot for each seed, a bar from one deviation below the mean to one above."""
     split = "test" if ("test", found.headline) in found.spreads else "val"
     for k, group in enumerate(found.groups):
-        colour = COLOURS[k % len(COLOURS)]
         values = [*group.values(split, found.headline).values()]
         aside = 0.12 * (np.arange(len(values)) - (len(values) - 1) / 2)
-        axes.plot(k + aside, values, "o", color=colour, markersize=5, alpha=0.8)
+        axes.plot(k + aside, values, "o", color=colour(k), markersize=5, alpha=0.8)
         spread = found.spreads.get((split, found.headline), {}).get(group.letter)
         if spread is not None and spread.deviation is not None:
             axes.errorbar(
-                [k + 0.35], [spread.mean], [spread.deviation], fmt="_", color=colour, capsize=3
+                [k + 0.35], [spread.mean], [spread.deviation], fmt="_", color=colour(k), capsize=3
             )
     axes.set_xticks(range(len(found.groups)), [group.letter for group in found.groups])
     axes.set_xlim(-0.6, len(found.groups) - 0.4)
@@ -88,6 +95,12 @@ def _ends(axes: Axes, found: Comparison) -> None:
     axes.set_title(f"{said} {found.headline}, best weights")
 
 
-def _label(group: Group) -> str:
+def colour(k: int) -> str:
+    """Of the k-th group."""
+    return COLOURS[k % len(COLOURS)]
+
+
+def label(group: Group) -> str:
+    """What its colour stands for."""
     more = "" if len(group.runs) == 1 else f", {len(group.runs)} runs"
     return f"{group.letter}: {_short(group.runs[0].name)}{more}"

@@ -32,6 +32,11 @@ MOST_NAMED = 24
 """Classes in a legend."""
 
 
+def bare(classes: Sequence[str]) -> int | None:
+    """The class that is not coloured, if there is one."""
+    return 0 if classes and classes[0].lower() == BACKGROUND else None
+
+
 def sheet(
     samples: Sequence[Sample],
     captions: Sequence[str],
@@ -88,8 +93,8 @@ def tile(sample: Sample, classes: Sequence[str], colours: Array) -> Array:
     scale = image.shape[1] / sample.image.shape[1]
     panels = [image]
     if sample.mask is not None:
-        bare = 0 if classes and classes[0] == BACKGROUND else None
-        panels[0] = overlaid(image, _fitted(sample.mask, cv2.INTER_NEAREST), colours, bare=bare)
+        mask = _fitted(sample.mask, cv2.INTER_NEAREST)
+        panels[0] = overlaid(image, mask, colours, bare=bare(classes))
     if sample.flow is not None:
         valid = None
         if sample.flow_valid is not None:

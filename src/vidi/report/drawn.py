@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw
 from vidi.engine.answers import BoundaryMap, DetectedObjects, Prediction, Segmentation
 from vidi.engine.flow_fields import FlowField
 from vidi.ops.suppression import suppress
-from vidi.report import detection_pictures, flow_pictures, overlay
-from vidi.report.contact import BACKGROUND, colours_of, flow_colours
+from vidi.report import contact, detection_pictures, flow_pictures, overlay
+from vidi.report.contact import colours_of, flow_colours
 from vidi.report.detection_pictures import LEAST, Colour, fitting, font_of, legible, rgb
 from vidi.report.pictures import BLUE, RED
 from vidi.types import Array
@@ -25,8 +25,6 @@ Answer = Prediction | Segmentation | BoundaryMap | DetectedObjects | FlowField
 
 NARROWEST = 360
 """Pixels of a band's width, at least: a narrower image has white at its right."""
-NAMED = 24
-"""Classes in a legend; the rarest are left out."""
 PALE = 0.5
 """The share of white over an image on which lines are drawn."""
 INK, SOFT_INK, TRACK = (40, 40, 40), (172, 178, 187), (236, 238, 241)
@@ -89,15 +87,16 @@ def _classified(image: Array, answer: Prediction, classes: Sequence[str], top: i
 def _segmented(image: Array, mask: Array, classes: Sequence[str], colours: Array) -> Array:
     """The mask over the image, and the classes that occur with their shares."""
     picture, _ = legible(image)
-    bare = 0 if classes[0].lower() == BACKGROUND else None
-    painted = overlay.overlay(picture, _nearest(mask, picture), colours, bare=bare)
+    bare = contact.bare(classes)
+    fitted = overlay.nearest(mask, *picture.shape[:2])
+    painted = overlay.overlay(picture, fitted, colours, bare=bare)
     rows = overlay.legend(mask, classes)
     entries: list[tuple[str, Colour | None]] = [
         (f"{name} {share:.1%}", (255, 255, 255) if k == bare else rgb(colours[k]))
-        for k, name, share in rows[:NAMED]
+        for k, name, share in rows[: overlay.NAMED]
     ]
-    if len(rows) > NAMED:
-        entries.append((f"and {len(rows) - NAMED} more", None))
+    if len(rows) > overlay.NAMED:
+        entries.append((f"and {len(rows) - overlay.NAMED} more", None))
     return _below(painted, _legend(entries, max(NARROWEST, picture.shape[1])))
 
 
@@ -181,11 +180,3 @@ def _below(picture: Array, band: Image.Image) -> Array:
     more = band.width - picture.shape[1]
     wide = np.pad(picture, ((0, 0), (0, more), (0, 0)), constant_values=255)
     return np.concatenate([wide, np.asarray(band)])
-
-
-def _nearest(mask: Array, picture: Array) -> Array:
-    """Class numbers at the picture's size: each of its pixels has the nearest's."""
-    (h, w), (tall, wide) = mask.shape, picture.shape[:2]
-    rows = ((np.arange(tall) + 0.5) * h / tall).astype(int)
-    columns = ((np.arange(wide) + 0.5) * w / wide).astype(int)
-    return np.asarray(mask[rows[:, None], columns])

@@ -23,7 +23,6 @@ from PIL import Image
 
 from vidi.data.formats import voc_masks
 from vidi.report import contact
-from vidi.report.contact import BACKGROUND
 from vidi.report.names import plain
 from vidi.report.pictures import RED, STYLE, fitted
 from vidi.types import Array
@@ -141,7 +140,7 @@ def prediction_picture(
     entries = [(k, f"{name}  {_percent(share)}") for k, name, share in rows]
     side = SHOWN if truth is None else SHOWN // 2
     small, shown = _fitted(image, side), _fitted(mask, side)
-    bare = _bare(classes)
+    bare = contact.bare(classes)
     panels = [("", overlay(small, shown, palette, bare=bare))]
     if truth is not None:
         true = _fitted(truth, side)
@@ -174,7 +173,7 @@ def segmentation_sheet(
     ``images``: uint8 [H, W, 3] each, of any size; ``truths`` and ``predictions``: class numbers
     [H, W]. Six to eight samples fit a page. ``titles`` stand over the images.
     """
-    bare = _bare(classes)
+    bare = contact.bare(classes)
     rows = []
     counts = np.zeros(len(classes), np.int64)
     for i, (image, truth, mask) in enumerate(zip(images, truths, predictions, strict=True)):
@@ -297,10 +296,6 @@ def _percent(share: float) -> str:
     return f"{share:.0%}" if share >= 0.0995 or share == 0 else f"{share:.1%}"
 
 
-def _bare(classes: Sequence[str]) -> int | None:
-    return 0 if classes and classes[0].lower() == BACKGROUND else None
-
-
 def _fitted(array: Array, side: int) -> Array:
     """Shrunk to a longer side of at most ``side``, images by areas, masks by nearest pixels; or
     enlarged a whole number of times."""
@@ -311,7 +306,12 @@ def _fitted(array: Array, side: int) -> Array:
         return array.repeat(times, axis=0).repeat(times, axis=1)
     if array.ndim == 3:
         return fitted(array, side)
-    h, w = max(1, round(height * scale)), max(1, round(width * scale))
+    return nearest(array, max(1, round(height * scale)), max(1, round(width * scale)))
+
+
+def nearest(mask: Array, h: int, w: int) -> Array:
+    """Class numbers at another size, [h, w]: each pixel has those of the nearest."""
+    height, width = mask.shape
     rows = ((np.arange(h) + 0.5) * height / h).astype(int)
     columns = ((np.arange(w) + 0.5) * width / w).astype(int)
-    return np.asarray(array[rows[:, None], columns])
+    return np.asarray(mask[rows[:, None], columns])

@@ -89,7 +89,7 @@ class Plain(Silent):
         if time.monotonic() - self.last_line >= QUIET_SECONDS:
             self.note(
                 f"epoch {_number(step / self.per_epoch)}/{_number(self.epochs)}  step {step:,}  "
-                f"loss {loss:.4f}  {_speed(images_per_second)}"
+                f"loss {loss:.4f}  {speed(images_per_second)}"
             )
 
     def evaluated(
@@ -107,7 +107,7 @@ class Plain(Silent):
         self.note(
             f"epoch {_number(epoch):>3}/{_number(self.epochs)}  loss {train_loss:.4f}  "
             f"{headline} {metrics[headline]:.4f}{' *' if best else '  '}  "
-            f"{_speed(images_per_second)}{left}"
+            f"{speed(images_per_second)}{left}"
         )
 
     def finish(self, rows: list[tuple[str, str]]) -> None:
@@ -177,7 +177,7 @@ class Terminal(Plain):
         if self.total is not None and step > self.first:
             seconds = (time.monotonic() - self.started) / (step - self.first)
             left = f"  {duration(seconds * (self.total - step))} left"
-        text = f"loss {loss:.4f}  {_speed(images_per_second)}{left}"
+        text = f"loss {loss:.4f}  {speed(images_per_second)}{left}"
         task = self.bar.tasks[0].id
         self.bar.update(task, completed=step, epoch=epoch, text=text)
 
@@ -207,6 +207,6 @@ def _number(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}".rstrip("0").rstrip(".") if value % 1 else f"{value:.0f}"
 
 
-def _speed(images_per_second: float) -> str:
+def speed(images_per_second: float) -> str:
     digits = 0 if images_per_second >= 10 else 1
     return f"{images_per_second:,.{digits}f} images/s"

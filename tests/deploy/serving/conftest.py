@@ -23,7 +23,7 @@ from vidi.data import augment
 from vidi.deploy.serving import app, server
 from vidi.deploy.serving.limits import Limits
 from vidi.deploy.serving.metrics import Metrics
-from vidi.deploy.serving.served import Served, plain
+from vidi.deploy.serving.served import Served
 from vidi.engine.answers import Prediction
 from vidi.engine.flow_fields import FlowField
 from vidi.errors import InputError
@@ -118,8 +118,8 @@ def serve() -> Callable[..., Any]:
         names: Sequence[str] | None = None,
     ) -> Iterator[Running]:
         limits = limits or Limits()
-        names = [plain(name) for name in names or [f"run{i}" for i in range(len(models))]]
-        metrics = Metrics(names)
+        names = names or [f"run{i}" for i in range(len(models))]
+        metrics = Metrics()
         runs = [
             Served(name, model, limits, metrics, batch_size, latency)
             for name, model in zip(names, models, strict=True)

@@ -20,9 +20,8 @@ import vidi
 from vidi.data.images import decode
 from vidi.errors import InputError
 
-KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
+LOAD = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "serve_load.py"))
 MUTATIONS = 300
-BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "serve_load.py"
 EXAMPLES = 15
 
 
@@ -32,12 +31,8 @@ def at(serve: Callable[..., Any], colours: Any) -> Iterator[Any]:
         yield running
 
 
-def photo(kind: str, seed: int = 0, **options: Any) -> bytes:
-    rng = np.random.default_rng(seed)
-    pixels = np.kron(rng.integers(0, 256, (4, 5, 3)), np.ones((8, 8, 1))).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind, **options)
-    return file.getvalue()
+def photo(kind: str) -> bytes:
+    return bytes(LOAD["photo"](kind, 0))
 
 
 def right(answer: Any, still_valid: bool | None = None) -> None:
@@ -55,7 +50,7 @@ def right(answer: Any, still_valid: bool | None = None) -> None:
         assert (answer.status_code == 200) == still_valid, answer.text
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOAD["KINDS"])
 def test_files_that_are_cut_short(at: Any, kind: str) -> None:
     data = photo(kind)
     right(at.post(data), still_valid=True)
@@ -110,16 +105,15 @@ def test_odd_sizes(at: Any, image: Callable[..., bytes], size: tuple[int, int]) 
 
 def test_random_mutations_of_valid_requests(at: Any) -> None:
     """As benchmarks/serve_load.py makes them, which sends thousands."""
-    made = runpy.run_path(str(BENCHMARK))
     statuses = set()
     for seed in range(MUTATIONS):
         rng = np.random.default_rng(seed)
         pairs = bool(seed % 2)
-        request = made["valid"](rng, pairs=pairs)
+        request = LOAD["valid"](rng, pairs=pairs)
         base = "/runs/run1/predict" if pairs else "/predict"
         if seed < 40:
             right(at.post(request[2], request[1], base), still_valid=True)
-        tail, kind, body = made["mutated"](rng, request)
+        tail, kind, body = LOAD["mutated"](rng, request)
         answer = at.post(body, kind, base + tail)
         right(answer)
         statuses.add(answer.status_code)
@@ -131,7 +125,6 @@ def test_random_mutations_of_valid_requests(at: Any) -> None:
 
 def test_the_benchmark_sees_a_server_that_drops_what_it_is_asked() -> None:
     """It asks again only where a connection that had stayed was closed meanwhile."""
-    wire_of = runpy.run_path(str(BENCHMARK))["Wire"]
     answers = [0]  # of each connection to come
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -144,7 +137,7 @@ def test_the_benchmark_sees_a_server_that_drops_what_it_is_asked() -> None:
     async def check() -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         async with server:
-            wire = wire_of(server.sockets[0].getsockname()[1])
+            wire = LOAD["Wire"](server.sockets[0].getsockname()[1])
             with pytest.raises((OSError, asyncio.IncompleteReadError)):
                 await wire.ask("/predict", "image/png", b"")
             answers.extend([1, 1])

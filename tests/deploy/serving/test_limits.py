@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import re
+import select
 import socket
 import struct
 import threading
@@ -282,6 +283,27 @@ def test_a_full_queue_says_when_to_come_again_and_all_others_are_answered(
                 assert share == pytest.approx(max(shade) / 255, abs=1e-6)
         assert running.runs[0].batcher.waiting == 0
         assert running.post(image()).status_code == 200, "and then there is room again"
+
+
+def test_bodies_on_their_way_are_counted_together(serve: Serve, colours: Any, image: Make) -> None:
+    data = image() + bytes(19_000)  # an image for all that
+    with serve(colours(), limits=Limits(max_body=0.02)) as running:
+        with contextlib.ExitStack() as opened:
+            wires = [
+                opened.enter_context(socket.create_connection(("127.0.0.1", running.port)))
+                for _ in range(9)
+            ]
+            for wire in wires:
+                wire.sendall(head(Content_Length=len(data), Content_Type="image/png") + data[:-1])
+            (one,), _, _ = select.select(wires, [], [], 10)
+            answer = one.recv(1 << 16)
+            assert b" 429 " in answer and b"bodies are on their way" in answer
+        until = time.monotonic() + 10
+        while running.state.running:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        for _ in range(10):
+            assert running.post(data).status_code == 200, "all of it was given back"
 
 
 def test_what_takes_too_long_is_given_up(serve: Serve, colours: Any, image: Make) -> None:

@@ -19,6 +19,7 @@ import httpx
 import pytest
 from PIL import Image
 
+import vidi
 from vidi.cli.serve import _names
 
 Ask = Callable[..., tuple[int, str, str]]
@@ -62,7 +63,7 @@ def test_the_page_s_commands_work_and_a_signal_drains(trained: Path, tmp_path: P
     environment = {**os.environ, "VIDI_TOKEN": token}
     asked = [line[2:] for line in PAGE.splitlines() if line.startswith("$ curl")]
     assert len(asked) >= 4
-    with process(trained, "--backend", "torch", VIDI_TOKEN=token) as (server, url):
+    with process(trained, "--backend", "auto", VIDI_TOKEN=token) as (server, url):
         for command in asked:
             done = subprocess.run(
                 command.replace("http://127.0.0.1:8000", url).replace("photos-resnet18",
@@ -78,7 +79,11 @@ def test_the_page_s_commands_work_and_a_signal_drains(trained: Path, tmp_path: P
             cwd=tmp_path, capture_output=True, text=True, timeout=60, env=environment,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert len(done.stdout.split()) == 4, "two labels and two probabilities"
+        said = [line.split() for line in done.stdout.splitlines()]
+        own = vidi.load(trained).predict([tmp_path / "a.jpg", tmp_path / "b.jpg"])
+        assert [label for label, _ in said] == [one.label for one in own]
+        shares = [one.probability for one in own]
+        assert [float(p) for _, p in said] == pytest.approx(shares, abs=0.02), "whatever computes"
         drains(server, url, (tmp_path / "a.jpg").read_bytes(), token)
 
 

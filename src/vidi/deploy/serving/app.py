@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import cv2
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from vidi import __version__
@@ -23,7 +24,7 @@ from vidi.deploy.serving import bodies, decoding, openapi, page
 from vidi.deploy.serving.bodies import Files
 from vidi.deploy.serving.gate import Gate, Receive, Scope, Send, error
 from vidi.deploy.serving.limits import TOGETHER, Budget, Limits, Refused, busy
-from vidi.deploy.serving.metrics import MEDIA, Metrics
+from vidi.deploy.serving.metrics import Metrics
 from vidi.deploy.serving.served import Served
 from vidi.engine import defaults
 from vidi.report.answer_json import as_json
@@ -35,7 +36,6 @@ Names = tuple[str, ...]
 
 PIECE = 1 << 18
 """Bytes of an answer that are handed to its connection at once."""
-REFUSALS = (400, 401, 404, 408, 413, 415, 422, 429, 503)
 
 
 @dataclass
@@ -60,6 +60,16 @@ class Asked:
     least: float
     picture: bool
     arrays: bool
+
+
+def asked_for(
+    top: Annotated[int, Query(ge=1, le=1000, description="Classes named.")] = 5,
+    least: Annotated[float, Query(ge=0, le=1, description="Objects' lowest score.")] = 0.5,
+    picture: Annotated[bool, Query(description="Draw each, too: PNG in base64.")] = False,
+    arrays: Annotated[bool, Query(description="What each pixel has, too.")] = False,
+) -> Asked:
+    """The query of both addresses that predict."""
+    return Asked(top, least, picture, arrays)
 
 
 def create(
@@ -198,34 +208,24 @@ def create(
     @app.post(
         "/predict",
         summary="What the default run, or the one named, says of images",
-        responses={200: openapi.PREDICTED, **openapi.errors(*REFUSALS)},
-        openapi_extra={"requestBody": openapi.BODY},
+        **openapi.PREDICTION,
     )
     async def predict(
         request: Request,
+        asked: Annotated[Asked, Depends(asked_for)],
         run: Annotated[str | None, Query(description="One of /runs.")] = None,
-        top: Annotated[int, Query(ge=1, le=1000, description="Classes named.")] = 5,
-        least: Annotated[float, Query(ge=0, le=1, description="Objects' lowest score.")] = 0.5,
-        picture: Annotated[bool, Query(description="Draw each, too: PNG in base64.")] = False,
-        arrays: Annotated[bool, Query(description="What each pixel has, too.")] = False,
     ) -> Response:
-        return await answer(request, named(run), Asked(top, least, picture, arrays))
+        return await answer(request, named(run), asked)
 
     @app.post(
         "/runs/{name}/predict",
         summary="What a run says of images",
-        responses={200: openapi.PREDICTED, **openapi.errors(*REFUSALS)},
-        openapi_extra={"requestBody": openapi.BODY},
+        **openapi.PREDICTION,
     )
     async def predict_by(
-        request: Request,
-        name: str,
-        top: Annotated[int, Query(ge=1, le=1000, description="Classes named.")] = 5,
-        least: Annotated[float, Query(ge=0, le=1, description="Objects' lowest score.")] = 0.5,
-        picture: Annotated[bool, Query(description="Draw each, too: PNG in base64.")] = False,
-        arrays: Annotated[bool, Query(description="What each pixel has, too.")] = False,
+        request: Request, name: str, asked: Annotated[Asked, Depends(asked_for)]
     ) -> Response:
-        return await answer(request, named(name), Asked(top, least, picture, arrays))
+        return await answer(request, named(name), asked)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, raised: HTTPException) -> Response:
@@ -244,7 +244,7 @@ def create(
 
 
 class _Counts(Response):
-    media_type = MEDIA
+    media_type = CONTENT_TYPE_LATEST
 
 
 class _Said(Response):
@@ -352,9 +352,9 @@ def _said(
     began: float,
 ) -> bytes:
     """The answers as JSON."""
-    answers = []
+    answers, classes = [], one.model.classes
     for each, image, answer in zip(files, inputs, found, strict=True):
-        said = as_json(answer, one.classes, top=asked.top, least=asked.least, arrays=asked.arrays)
+        said = as_json(answer, classes, top=asked.top, least=asked.least, arrays=asked.arrays)
         if asked.picture:
             if one.shorter is not None:  # it was decoded smaller than it is
                 image = decoding.pixels(each[0], "The image", one.limits, None)
@@ -362,11 +362,10 @@ def _said(
         answers.append(said)
     spent = round(time.monotonic() - began, 4)
     told = {"run": one.name, "task": one.task, "seconds": spent, "answers": answers}
-    text = json.dumps(told, allow_nan=False, ensure_ascii=False)
-    return text.encode("utf-8", "replace")  # names of folders may be no UTF-8
+    return json.dumps(told, allow_nan=False, ensure_ascii=False).encode()
 
 
 def _picture(one: Served, image: Any, answer: Any, asked: Asked) -> str:
-    made = drawn(image, answer, one.classes, one.model.palette, least=asked.least)
+    made = drawn(image, answer, one.model.classes, one.model.palette, least=asked.least)
     png = cv2.imencode(".png", cv2.cvtColor(made, cv2.COLOR_RGB2BGR))[1]
     return base64.b64encode(png.tobytes()).decode()

@@ -6,7 +6,7 @@ whatever is in them, there are no more rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from prometheus_client import (
     CollectorRegistry,
@@ -20,7 +20,6 @@ from prometheus_client import (
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 ROUTES = ("/", "/predict", "/runs", "/health", "/ready", "/metrics", "/openapi.json")
-MEDIA = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def route_of(path: str) -> str:
@@ -33,7 +32,7 @@ def route_of(path: str) -> str:
 class Metrics:
     """A registry of its own, so that several servers of one process keep apart."""
 
-    def __init__(self, runs: Sequence[str]) -> None:
+    def __init__(self) -> None:
         self.registry = of = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = Counter(
@@ -62,11 +61,11 @@ class Metrics:
         self.queue = Gauge(
             "vidi_queue_images", "Images that wait or are predicted now.", ("run",), registry=of
         )
-        for run in runs:  # a row of zeros from the start
-            self.images.labels(run)
-            self.batches.labels(run)
 
-    def watch_queue(self, run: str, waiting: Callable[[], int]) -> None:
+    def add(self, run: str, waiting: Callable[[], int]) -> None:
+        """A run whose queue is as long as ``waiting`` says, with rows of zeros from the start."""
+        self.images.labels(run)
+        self.batches.labels(run)
         self.queue.labels(run).set_function(waiting)
 
     def batch(self, run: str, images: int, seconds: float) -> None:

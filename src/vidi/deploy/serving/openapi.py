@@ -103,3 +103,10 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
         status: {"description": WHY[status], "content": {"application/json": {"schema": ERROR}}}
         for status in statuses
     }
+
+
+PREDICTION: dict[str, Any] = {
+    "responses": {200: PREDICTED, **errors(*WHY)},
+    "openapi_extra": {"requestBody": BODY},
+}
+"""What all addresses that predict have in common."""

@@ -14,14 +14,10 @@ from vidi.deploy.serving.metrics import Metrics
 from vidi.engine.prepare import kept_size
 from vidi.errors import InputError
 from vidi.recipe import Recipe
+from vidi.report.names import readable
 
 BATCH = {"segmentation": 4, "boundaries": 4, "flow": 4, "detection": 8}
 """Images that go through a network together, unless told; 32 where each gives no picture."""
-
-
-def plain(text: str) -> str:
-    """The text without what no UTF-8 has: names of folders may be any bytes."""
-    return text.encode("utf-8", "replace").decode()
 
 
 class Model(Protocol):
@@ -55,7 +51,6 @@ class Served:
     batcher: Batcher = field(init=False)
 
     def __post_init__(self) -> None:
-        self.name = plain(self.name)
         limits, most = self.limits, self.batch_size or BATCH.get(self.task, 32)
         self.batcher = Batcher(
             self._predict,
@@ -65,7 +60,7 @@ class Served:
             pixels=self.most_pixels,
             watch=lambda images, seconds: self.metrics.batch(self.name, images, seconds),
         )
-        self.metrics.watch_queue(self.name, lambda: self.batcher.waiting)
+        self.metrics.add(self.name, lambda: self.batcher.waiting)
 
     @property
     def task(self) -> str:
@@ -74,10 +69,6 @@ class Served:
     @property
     def pairs(self) -> bool:
         return self.task == "flow"
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple(plain(name) for name in self.model.classes)
 
     @property
     def most_pixels(self) -> float:
@@ -109,7 +100,7 @@ class Served:
         return {
             "name": self.name,
             "task": self.task,
-            "classes": list(self.classes),
+            "classes": [readable(name) for name in self.model.classes],
             "inputs": ["first", "second"] if self.pairs else ["image"],
             "model": recipe.model,
             "image_size": recipe.image_size,

@@ -6,7 +6,6 @@ order. What a section lacks (data that is gone, a run without curves) it says in
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vidi.engine.checkpoint import write_atomically
+from vidi.engine.run import plain
 from vidi.errors import InputError, RunError
 from vidi.report.compare import Comparison
 from vidi.report.html import Html
@@ -61,10 +61,7 @@ class RunReport:
                     "task": one.task,
                     "split": one.split,
                     "unfinished": one.run.unfinished,
-                    "metrics": {
-                        split: {k: None if math.isnan(v) else v for k, v in values.items()}
-                        for split, values in one.metrics.items()
-                    },
+                    "metrics": plain(one.metrics),
                     "findings": [finding.code for finding in one.findings],
                     "notes": [readable(note) for note in one.notes],
                 }

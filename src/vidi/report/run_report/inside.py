@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
@@ -90,8 +89,7 @@ def filters(network: nn.Module) -> tuple[str, Array] | None:
 def seen(opened: Opened, network: nn.Module) -> tuple[Sample | None, list[Maps]]:
     """(the split's first sample, the maps of some layers of ``network`` for it): of each size of
     maps what the last layer gave, by size, the largest first."""
-    one = copy.copy(opened.loader)
-    one.ids, one.failures = opened.loader.ids[:1], {}
+    one = opened.loader.few(1)
     found: dict[tuple[int, int], tuple[str, Tensor]] = {}
     with _listening(network, found):
         for batch, _ in predictions(opened.network, opened.task, one, opened.compute):

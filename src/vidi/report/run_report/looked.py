@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from vidi.doctor.hardest import of_labels
 from vidi.engine.evaluate import predictions, quick_meter
 from vidi.errors import InputError
 from vidi.report.run_report.subject import Opened
@@ -107,21 +108,14 @@ def look(opened: Opened, *, drawn: int | None = None) -> Looked:
 
 def _score(task: Any, prediction: Any, sample: Sample) -> float:
     """NaN where there is nothing to measure, such as of an image without objects."""
-    if isinstance(prediction, classification.Prediction):
-        return -float(prediction.log_probabilities[int(np.asarray(sample.label))])
-    if isinstance(prediction, multilabel.Prediction):
-        right = np.where(np.asarray(sample.label, bool), *_both(prediction))
-        return float(-np.log(np.maximum(right, np.finfo(np.float64).tiny)).mean())
+    if isinstance(prediction, classification.Prediction | multilabel.Prediction):
+        return of_labels(prediction, sample)[0]
     meter = quick_meter(task)
     meter.update([prediction], [sample])
     try:
         return float(meter.compute()[task.headline])
     except InputError:  # the flow of no pixel is known
         return math.nan
-
-
-def _both(prediction: multilabel.Prediction) -> tuple[Array, Array]:
-    return prediction.probabilities, 1 - prediction.probabilities
 
 
 def _count(bins: Array, prediction: Any, sample: Sample) -> None:

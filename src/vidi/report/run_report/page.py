@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from vidi.report import progress
 from vidi.report.html import Html, frame, inline, joined, table, text
 
 MAKER = "vidi report"
@@ -151,11 +152,8 @@ def cell(value: object) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As one says it."""
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+    """As everywhere in vidi; of a short time tenths, too."""
+    return progress.duration(seconds) if seconds >= 10 else f"{seconds:.1f} s"
 
 
 def amount(count: float, unit: str = "") -> str:

@@ -7,8 +7,9 @@ from html import escape
 
 import cv2
 import numpy as np
+from matplotlib.colors import to_hex
 
-from vidi.doctor.hardest import _words
+from vidi.doctor import hardest
 from vidi.ops.suppression import suppress
 from vidi.report import boundary_pictures, contact, detection_pictures, flow_pictures, overlay
 from vidi.report.html import Html
@@ -18,9 +19,6 @@ from vidi.report.run_report.page import heading, paragraph, plural, section, spl
 from vidi.report.run_report.subject import Subject
 from vidi.tasks import classification, multilabel
 from vidi.types import Array
-
-NAMED = 24
-"""Classes in a legend."""
 
 Panels = list[tuple[str, Html]]
 """Pictures of one sample, each with what it is."""
@@ -64,9 +62,9 @@ def _tile(one: Shown, classes: Sequence[str]) -> Html:
         right, sure = said == true, ""
     else:
         assert isinstance(prediction, classification.Prediction)
-        words = _words(prediction, one.sample, tuple(classes))
-        true, said = str(words[0]), str(words[1])
-        right, sure = said == true, f" {words[2]:.0%}"
+        told = hardest.words(prediction, one.sample, tuple(classes))
+        true, said = str(told[0]), str(told[1])
+        right, sure = said == true, f" {told[2]:.0%}"
     lines = [f"<b>{escape(said)}</b>{sure}"]
     if not right:
         lines = [f'<b class="wrong">{escape(said)}</b>{sure}', f"is {escape(true)}"]
@@ -87,8 +85,7 @@ class _Several:
         own = subject.description.data.get("palette")
         palette = None if own is None else np.asarray(own, np.uint8)
         self.colours = contact.colours_of(len(self.classes), palette)
-        background = contact.BACKGROUND
-        self.bare = 0 if self.classes and self.classes[0].lower() == background else None
+        self.bare = contact.bare(self.classes)
 
     def __call__(self, one: Shown, score: str) -> Html:
         draw: Callable[[Shown], tuple[Panels, str]] = getattr(self, f"_{self.task}")
@@ -111,11 +108,11 @@ class _Several:
         entries: list[tuple[str, str]] = []
         if self.task == "segmentation":
             entries = [
-                (name, "none" if k == self.bare else _hex(self.colours[k]))
-                for k, name in enumerate(self.classes[:NAMED])
+                (name, "none" if k == self.bare else to_hex(self.colours[k] / 255))
+                for k, name in enumerate(self.classes[: overlay.NAMED])
             ]
-            if len(self.classes) > NAMED:
-                entries.append((f"and {len(self.classes) - NAMED} more", "none"))
+            if len(self.classes) > overlay.NAMED:
+                entries.append((f"and {len(self.classes) - overlay.NAMED} more", "none"))
         elif self.task == "detection":
             kinds = detection_pictures.KIND_NAMES
             colours = detection_pictures.KIND_COLOURS
@@ -194,8 +191,3 @@ def _with_wheel(flow: Array, side: int) -> Array:
     cv2.circle(rim, (side // 2, side // 2), side // 2 - 1, 1, 1)
     corner[rim > 0] = 255
     return out
-
-
-def _hex(colour: Array) -> str:
-    r, g, b = (int(v) for v in colour)
-    return f"#{r:02x}{g:02x}{b:02x}"

@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 from html import escape
 
-from matplotlib.axes import Axes
-
 from vidi.report import compare_pictures
-from vidi.report.compare import Comparison, Spread
+from vidi.report.compare import Comparison, Spread, listed
 from vidi.report.html import Html, inline, joined, table
-from vidi.report.pictures import _values
 from vidi.report.run_report.drawing import chart, figure
 from vidi.report.run_report.page import command, heading, paragraph, section
 
@@ -18,13 +15,12 @@ from vidi.report.run_report.page import command, heading, paragraph, section
 def shown(found: Comparison, contents: Html) -> Html:
     """The head of a report of several runs. ``contents``: links to each of them."""
     names = [run.name for run in found.runs]
-    listed = f"{', '.join(names[:-1])} and {names[-1]}"
     said = found.sentences
     return joined(
         [
             Html('<header class="run">'),
             Html(f"<h1>{len(names)} runs side by side</h1>"),
-            Html(f'<p class="lead">{escape(found.task)} · {escape(listed)}</p>'),
+            Html(f'<p class="lead">{escape(found.task)} · {escape(listed(names))}</p>'),
             *(Html(f'<p class="verdict">{inline(one)}</p>') for one in said[:3]),
             contents,
             Html("</header>"),
@@ -52,22 +48,22 @@ def _runs(found: Comparison) -> Html:
             row.append(_less(found.spreads.get((split, metric), {}), pair[0], pair[1]))
         rows.append(row)
     rows += [
-        ["seed", *(str(run.seed) for run in found.runs), *[""] * bool(pair)],
-        ["epochs", *(f"{run.epochs:g}" for run in found.runs), *[""] * bool(pair)],
+        ["seed", *(str(run.seed) for run in found.runs)],
+        ["epochs", *(f"{run.epochs:g}" for run in found.runs)],
         [
             "images a second",
             *(
                 "–" if (pace := run.images_per_second) is None else f"{pace:,.0f}"
                 for run in found.runs
             ),
-            *[""] * bool(pair),
         ],
         [
             "parameters",
             *("–" if run.parameters is None else f"{run.parameters:,}" for run in found.runs),
-            *[""] * bool(pair),
         ],
     ]
+    # What is no metric has no difference.
+    rows = [row + [""] * (len(heads) - len(row)) for row in rows]
     return table(heads, rows, kind="numbers", caption="Figures of all runs")
 
 
@@ -99,42 +95,20 @@ def _curves(found: Comparison) -> Html:
     if not any(row["event"] == "evaluation" for run in found.runs for row in run.rows):
         return paragraph("Nothing was written down of their training.")
     parts = [
-        chart(lambda axes: _losses(axes, found), "Training loss of all runs over the epochs"),
         chart(
-            lambda axes: _headlines(axes, found),
+            lambda axes: compare_pictures.losses(axes, found),
+            "Training loss of all runs over the epochs",
+        ),
+        chart(
+            lambda axes: compare_pictures.headlines(axes, found),
             f"Validation {found.headline} of all runs over the epochs",
         ),
-        chart(lambda axes: compare_pictures._ends(axes, found), "What each seed came to"),
+        chart(lambda axes: compare_pictures.ends(axes, found), "What each seed came to"),
     ]
     chips = "".join(
-        f'<li><i style="background: {colour}"></i>{escape(compare_pictures._label(group))}</li>'
-        for group, colour in zip(found.groups, _cycled(len(found.groups)), strict=True)
+        f'<li><i style="background: {compare_pictures.colour(k)}"></i>'
+        f"{escape(compare_pictures.label(group))}</li>"
+        for k, group in enumerate(found.groups)
     )
     drawn = "".join(figure(one) for one in parts)
     return Html(f'<div class="charts">{drawn}</div><ul class="chips">{chips}</ul>')
-
-
-def _losses(axes: Axes, found: Comparison) -> None:
-    axes.set(title="training loss", xlabel="epoch")
-    for group, colour in zip(found.groups, _cycled(len(found.groups)), strict=True):
-        for run in group.runs:
-            rows = [row for row in run.rows if row["event"] == "evaluation"]
-            style = "-" if run.unfinished is None else "--"
-            compare_pictures._line(axes, rows, _values(rows, "train_loss"), colour, style, "")
-    axes.set_xlim(left=0)
-
-
-def _headlines(axes: Axes, found: Comparison) -> None:
-    axes.set(title=f"validation {found.headline}", xlabel="epoch")
-    for group, colour in zip(found.groups, _cycled(len(found.groups)), strict=True):
-        for run in group.runs:
-            rows = [row for row in run.rows if row["event"] == "evaluation"]
-            values = _values([row["metrics"] for row in rows], found.headline)
-            style = "-" if run.unfinished is None else "--"
-            compare_pictures._line(axes, rows, values, colour, style, "")
-    axes.set_xlim(left=0)
-
-
-def _cycled(n: int) -> list[str]:
-    colours = compare_pictures.COLOURS
-    return [colours[k % len(colours)] for k in range(n)]
