@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -10,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +28,7 @@ import vidi
 from vidi.deploy import backends, network_cache
 from vidi.deploy.backends import Trial, Unsound
 from vidi.deploy.converted import Converted, OpenVINO, write_onnx
+from vidi.engine import defaults
 from vidi.engine.evaluate import Compute
 from vidi.errors import InputError
 from vidi.ops import receptive
@@ -185,6 +188,68 @@ def test_any_number_of_images(run: Path, kept: Path, other: str, threads: int) -
             wanted = network(*images)
         assert torch.allclose(library(*images), wanted, atol=1e-5)
         assert count == 1 or not torch.allclose(wanted[:1], wanted[1:], atol=1e-3)
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_threads_compute_beside_one_another(run: Path, kept: Path, other: str) -> None:
+    """A few images each, and many at once between them."""
+    network = vidi.load(run, network=Tiny).network
+    library = backends.LIBRARIES[f"{other} fp32"](next(kept.rglob("network.onnx")), 3)
+    whole = Converted(network, library)
+    apart = whole.apart()
+    one = trial(network, "classification", size=28)
+
+    def ask(k: int) -> bool:
+        with torch.inference_mode():
+            images = one.images(7 if k % 5 == 0 else 1 + k % 3, 28, 28)
+            images = [image + k for image in images]  # each asks of others
+            found = (whole if k % 5 == 0 else apart)(*images)
+            return torch.allclose(found, network(*images), atol=1e-4)
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(ask, range(60)))
+
+
+def test_a_stream_of_single_images_is_computed_by_several_threads(
+    run: Path, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which gives the answers in their order, and what cannot be read in its place."""
+    monkeypatch.setattr(defaults, "cores", lambda: 3)
+    model = vidi.load(run, network=Tiny, backend="openvino")
+    rng = np.random.default_rng(0)
+    files: list[Any] = ["none.png"]
+    for k in range(30):
+        files.append(tmp_path / f"{k}.png")
+        Image.fromarray(rng.integers(0, 256, (28, 28)).astype(np.uint8)).save(files[-1])
+    files.insert(4, np.zeros((2, 3, 4, 5)))
+    wanted = list(vidi.load(run, network=Tiny).stream(files))
+    met, together = list[int](), threading.Barrier(3)
+    alone = OpenVINO.alone
+
+    def counted(library: OpenVINO, *images: Tensor) -> Tensor:
+        if not together.broken:  # until three have met once
+            with contextlib.suppress(threading.BrokenBarrierError):
+                together.wait(10)
+            together.abort()
+            met.append(1)
+        return alone(library, *images)
+
+    monkeypatch.setattr(OpenVINO, "alone", counted)
+    found = list(model.stream(files, batch_size=1))
+    assert len(met) == 3, "three threads were at it at the same time"
+    assert len(found) == len(files)
+    for one, other in zip(wanted, found, strict=True):
+        assert isinstance(one, InputError) == isinstance(other, InputError)
+        if not isinstance(one, InputError):
+            assert one.path == other.path
+            np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-4)
+    with contextlib.closing(model.stream(iter(files), batch_size=1)) as stream:
+        next(stream)
+    names = {thread.name.partition("_")[0] for thread in threading.enumerate()}
+    assert "vidi-computing" not in names, "they end with it"
+    monkeypatch.setattr(OpenVINO, "alone", None)
+    assert len(list(model.stream(files, batch_size=16))) == len(files), "large batches are as ever"
+    assert len(list(model.stream(files[:2], batch_size=1, ahead=0))) == 2, "and single answers"
 
 
 @pytest.mark.parametrize("task", ["segmentation", "flow"])

@@ -252,6 +252,39 @@ def test_files_answer_as_the_function(
             assert not compared.differing and compared.ties <= 2
 
 
+@pytest.mark.parametrize("name", ["faster", "fast"])
+def test_the_run_can_be_asked_of_an_image_resized_as_in_the_file(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Made(NETWORKS[name]())
+    whole = detection.function(model)
+    compared = parity._Boxes(model)
+    rng = np.random.default_rng(0)
+    apart = found = 0
+    for _ in range(4):
+        sample = {"image": rng.integers(0, 256, (96, 128, 3)).astype(np.uint8)}
+        levels = torch.from_numpy(sample["image"]).permute(2, 0, 1)[None].float()
+        given = whole.fitted(levels)[0].permute(1, 2, 0).numpy()
+        apart += int((given != resize(sample["image"], np.empty(given.shape, np.uint8))).sum())
+        if name == "fast":
+            sample["regions"] = regions(96, 128)
+        with torch.no_grad():
+            inputs = {k: torch.from_numpy(x.copy()) for k, x in sample.items()}
+            answer = whole(**{**inputs, "image": inputs["image"][None]})
+        again = compared._as_resized(sample)
+        found += len(again["scores"])
+        theirs = {key: value.numpy() for key, value in answer.items()}
+        assert (parity.counterparts(again, theirs) >= 0).all()
+        assert (parity.counterparts(theirs, again) >= 0).all()
+    assert apart and found, "some numbers are a level off, and something is found"
+    fitted = whole.fitted
+    monkeypatch.setattr(detection.Detect, "fitted", lambda self, levels: 255 - fitted(levels))
+    own = model._loader(from_images([sample["image"]]), np.arange(1))
+    if name == "faster":  # of an image that is another one it is not asked
+        ((_, (right,)),) = predictions(model.network, own[0], own[1], model.compute)
+        np.testing.assert_array_equal(compared._as_resized(sample)["scores"], right.scores)
+
+
 def test_a_detector_that_finds_nothing_is_not_compared() -> None:
     model = Made(NETWORKS["fast"]())
     model.network.cls_score.bias[0] = 100  # all is background

@@ -265,8 +265,13 @@ ONE = (10, 10, 50, 50, 0.8, 1)
 SETTINGS = SimpleNamespace(nms=0.3, least_score=0.01, most=100)
 
 
-def _detections(right: dict[str, Any], answer: dict[str, Any]) -> tuple[int, int, int]:
+def _detections(
+    right: dict[str, Any], answer: dict[str, Any], again: dict[str, Any] | None = None
+) -> tuple[int, int, int]:
+    """``again``: what the run answers where the image is resized as in the file; the same as
+    before, if None."""
     compared = parity._Boxes(SimpleNamespace(recipe=SimpleNamespace(detection=SETTINGS)))
+    compared._as_resized = lambda sample: right if again is None else again  # type: ignore[method-assign]
     compared.add({}, right, answer)
     return compared.decisions, compared.differing, compared.ties
 
@@ -294,6 +299,15 @@ def test_a_box_that_was_as_good_as_suppressed_is_a_tie() -> None:
     assert _detections(boxes(ONE), boxes(sure)) == (2, 2, 0)
     touching = (10, 10, 50, 22.1, 0.5, 1)  # overlaps by 0.3025
     assert _detections(boxes(ONE, touching), boxes(ONE)) == (3, 0, 1)
+
+
+def test_what_the_run_decides_otherwise_a_grey_level_off_is_a_tie() -> None:
+    other = (10, 10, 50, 45, 0.7, 1)
+    assert _detections(boxes(ONE), boxes(other), boxes(other)) == (2, 0, 2)
+    assert _detections(boxes(ONE), boxes(other), boxes(ONE)) == (2, 2, 0)
+    assert _detections(boxes(ONE), boxes(other), boxes()) == (2, 1, 1)  # gone, but for nothing
+    assert _detections(boxes(ONE), boxes(other), boxes(ONE, other)) == (2, 1, 1)
+    assert _detections(boxes(ONE), boxes(), boxes()) == (1, 0, 1)
 
 
 def test_pairs_are_of_one_size() -> None:

@@ -164,6 +164,28 @@ def test_a_rate_that_is_given_is_sgds() -> None:
     assert found.optimiser.name == "sgd"
 
 
+@pytest.mark.parametrize(
+    ("length", "share"),
+    [
+        ({"epochs": 10}, 0.39),  # of 15 steps
+        ({"epochs": 60}, 0.95),
+        ({"epochs": 100}, 1),
+        ({"length.steps": 90}, 0.3),
+        ({"length.minutes": 1.0}, 1),  # of which nobody knows the steps
+        ({"epochs": 10, "weights": "imagenet"}, 1),
+    ],
+)
+def test_a_short_run_from_scratch_has_a_lower_rate(length: dict[str, object], share: float) -> None:
+    """As the root of its steps, up to 1,000 of them."""
+    model = vidi.models.resnet18()
+    fields = {"model": "resnet18", "image_size": 96, "batch_size": 64, **length}
+    recipe = recipes.replace(Recipe(), fields)
+    found, notes = defaults.for_model(recipe, model, 4e8, 1000, torch.device("cpu"), 0.1)
+    whole = (0.02 if "weights" in length else 0.2) * 64 / 128
+    assert found.lr == pytest.approx(whole * share, rel=0.005)
+    assert f"learning rate: {found.lr:g} (sgd, batch 64)" in notes
+
+
 def test_muon_leaves_all_score_layers_and_upsampling_alone() -> None:
     model = vidi.models.fcn8s_vgg16(num_classes=5)
     weights = {name for name, p in model.named_parameters() if p.ndim > 1}

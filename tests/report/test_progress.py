@@ -65,6 +65,9 @@ def test_a_log_hears_of_a_long_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = stream.getvalue().splitlines()
     assert len(lines) == 3, "one line every 30 seconds of 100"
     assert lines[0] == "epoch 0.03/3  step 30  loss 2.0000  32 images/s"
+    now += 31.0
+    display.step(101, 2.0, 0.0)
+    assert stream.getvalue().endswith("loss 2.0000  – images/s\n"), "not measured yet"
 
 
 def test_a_resumed_run_says_where_it_goes_on() -> None:

@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 import torch
@@ -45,10 +46,11 @@ class Converted(nn.Module):
     Several threads may call it.
     """
 
-    def __init__(self, trained: nn.Module, library: Library) -> None:
+    def __init__(self, trained: nn.Module, library: Library, *, apart: bool = False) -> None:
         super().__init__()
         self.trained = trained
         self.library = library
+        self._alone = library.alone if apart and isinstance(library, OpenVINO) else None
         self._lock = threading.Lock()
         self.eval()
 
@@ -59,8 +61,16 @@ class Converted(nn.Module):
     def forward(self, *images: Tensor) -> Any:
         if self.training or is_in_torch_dispatch_mode():
             return self.trained(*images)
+        if self._alone is not None:
+            return self._alone(*images)
         with self._lock:
             return self.library(*images)
+
+    def apart(self) -> Converted:
+        """The same for threads that all call it with a few images. Where the library can, each call
+        is computed by one thread of the processor beside the others, so that none waits for
+        another; a call by itself takes longer so."""
+        return Converted(self.trained, self.library, apart=True)
 
 
 class OpenVINO:
@@ -91,41 +101,58 @@ class OpenVINO:
             "ENABLE_CPU_PINNING": False,
         }
         self._threads = threads
-        self._requests: dict[int, list[Any]] = {}
+        self._idle: dict[int, SimpleQueue[Any]] = {}
+        self._compiling = threading.Lock()
 
     def __call__(self, *images: Tensor) -> Tensor:
-        pixels = [image.float().permute(0, 2, 3, 1).contiguous() for image in images]
-        many = self._threads > 1 and len(pixels[0]) >= 2 * self._threads
-        requests = self._ready(self._threads if many else 1)
-        shares = zip(*(image.tensor_split(len(requests)) for image in pixels), strict=True)
-        begun = []
-        for request, share in zip(requests, shares, strict=True):
-            if len(share[0]):
-                for i, image in enumerate(share):
-                    # It reads where torch has written: nothing is copied.
-                    given = self._tensor(image.numpy(), shared_memory=True)
-                    request.set_input_tensor(i, given)
-                request.start_async()
-                begun.append((request, share))
-        failed = None
-        for request, _ in begun:
-            try:
-                request.wait()
-            except RuntimeError as error:  # the others are to end, too, or the next call would fail
-                failed = error
-        if failed is not None:
-            raise failed
-        # A copy, for the next call writes into the same memory.
-        return torch.cat([torch.from_numpy(r.get_output_tensor(0).data) for r, _ in begun])
+        many = self._threads > 1 and len(images[0]) >= 2 * self._threads
+        return self._computed(images, self._threads if many else 1, spread=True)
 
-    def _ready(self, streams: int) -> list[Any]:
-        """As many as compute at the same time, each with its share of the threads. Compiled for any
-        shape they are as fast as for one."""
-        if streams not in self._requests:
-            settings = self._settings | {"NUM_STREAMS": streams}
-            compiled = self._core.compile_model(self._model, "CPU", settings)
-            self._requests[streams] = [compiled.create_infer_request() for _ in range(streams)]
-        return self._requests[streams]
+    def alone(self, *images: Tensor) -> Tensor:
+        """By one thread, while others compute theirs."""
+        return self._computed(images, self._threads, spread=False)
+
+    def _computed(self, images: Sequence[Tensor], streams: int, *, spread: bool) -> Tensor:
+        """By one of the requests that compute at the same time, or ``spread`` over all of them."""
+        pixels = [image.float().permute(0, 2, 3, 1).contiguous() for image in images]
+        idle = self._ready(streams)
+        requests = [idle.get() for _ in range(streams if spread else 1)]
+        begun = []
+        try:
+            shares = zip(*(image.tensor_split(len(requests)) for image in pixels), strict=True)
+            for request, share in zip(requests, shares, strict=True):
+                if len(share[0]):
+                    for i, image in enumerate(share):
+                        # It reads where torch has written: nothing is copied.
+                        given = self._tensor(image.numpy(), shared_memory=True)
+                        request.set_input_tensor(i, given)
+                    request.start_async()
+                    begun.append((request, share))
+            failed = None
+            for request, _ in begun:
+                try:
+                    request.wait()
+                except RuntimeError as error:  # the others are to end, too, or the next would fail
+                    failed = error
+            if failed is not None:
+                raise failed
+            # A copy, for the next call writes into the same memory.
+            return torch.cat([torch.from_numpy(r.get_output_tensor(0).data) for r, _ in begun])
+        finally:
+            for request in requests:
+                idle.put(request)
+
+    def _ready(self, streams: int) -> SimpleQueue[Any]:
+        """Requests that compute at the same time, each with its share of the threads. Compiled for
+        any shape they are as fast as for one."""
+        with self._compiling:
+            if streams not in self._idle:
+                settings = self._settings | {"NUM_STREAMS": streams}
+                compiled = self._core.compile_model(self._model, "CPU", settings)
+                self._idle[streams] = SimpleQueue()
+                for _ in range(streams):
+                    self._idle[streams].put(compiled.create_infer_request())
+        return self._idle[streams]
 
 
 class ONNXRuntime:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from vidi.data.cache import seconds
@@ -95,10 +96,10 @@ class _Begun:
 
 @dataclass(frozen=True)
 class _Pending:
-    """What comes of a group, as soon as it is known, and the group's pixels."""
+    """The answers to a group, as soon as they are known, and the group's pixels."""
 
     pixels: int
-    parts: Callable[[], list[_Begun | InputError]]
+    answers: Callable[[], Iterable[Any]]
 
 
 @dataclass
@@ -128,31 +129,55 @@ class Stream:
         searched = self.recipe.task == "detection" and self.recipe.data.proposals != propose.NETWORK
         self._searchers = min(self._threads, self.ahead + 1) if searched else 0
         """Groups whose proposals are searched at once, which takes longer than the network."""
+        few = self.ahead and self.batch_size is not None and self.batch_size < 2 * self._threads
+        apart = getattr(self.network, "apart", None) if few else None
+        self._computers = 0 if apart is None else self._threads + 1
+        """Groups that are computed at once, where the network is for that; one more than can be, so
+        that its images are ready when another one's are done."""
+        if apart is not None:
+            self.network = apart()
 
     def answers(self, sources: Iterable[Any]) -> Generator[Any, None, None]:
         """One for each source, in order: an answer, or the :class:`InputError` that says why there
         is none. Close it to stop early."""
         pool = ThreadPoolExecutor(self._threads, "vidi-reading")
         searching = ThreadPoolExecutor(max(1, self._searchers), "vidi-searching")
+        threads = torch.get_num_threads()
+        # Beside one another each has enough in a thread of its own.
+        computing = ThreadPoolExecutor(
+            max(1, self._computers), "vidi-computing", torch.set_num_threads, (1,)
+        )
         pending: deque[_Pending] = deque()
         try:
             for group in self._groups(sources):
-                pending.append(self._pending(group, pool, searching))
+                pending.append(self._pending(group, pool, searching, computing))
                 while len(pending) > self.ahead or _pixels_of(pending) > AHEAD_PIXELS:
-                    for part in pending.popleft().parts():
-                        yield from self._finished(part, pool)
+                    yield from pending.popleft().answers()
             while pending:
-                for part in pending.popleft().parts():
-                    yield from self._finished(part, pool)
+                yield from pending.popleft().answers()
         finally:
-            searching.shutdown(wait=True, cancel_futures=True)
-            pool.shutdown(wait=True, cancel_futures=True)
+            for one in (computing, searching, pool):
+                one.shutdown(wait=True, cancel_futures=True)
+            if self._computers:
+                torch.set_num_threads(threads)  # it is for threads to come, too
 
-    def _pending(self, group: _Group, pool: Executor, searching: Executor) -> _Pending:
+    def _pending(
+        self, group: _Group, pool: Executor, searching: Executor, computing: Executor
+    ) -> _Pending:
+        parts: Callable[[], list[_Begun | InputError]]
         if self._searchers:
-            return _Pending(group.pixels, searching.submit(self._begun, group, pool).result)
-        parts = self._begun(group, pool)
-        return _Pending(group.pixels, lambda: parts)
+            parts = searching.submit(self._begun, group, pool).result
+        else:
+            begun = self._begun(group, pool)
+            parts = lambda: begun  # noqa: E731
+
+        def found() -> Iterator[Any]:
+            for part in parts():
+                yield from self._finished(part, pool)
+
+        if self._computers:
+            return _Pending(group.pixels, computing.submit(lambda: list(found())).result)
+        return _Pending(group.pixels, found)
 
     def _groups(self, sources: Iterable[Any]) -> Iterator[_Group]:
         """Of paths alone or of arrays alone. Where images keep their sizes, a group has

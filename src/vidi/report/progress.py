@@ -208,5 +208,8 @@ def _number(value: float, digits: int = 2) -> str:
 
 
 def speed(images_per_second: float) -> str:
+    """A dash as long as it is 0, which is before it was measured."""
+    if not images_per_second:
+        return "– images/s"
     digits = 0 if images_per_second >= 10 else 1
     return f"{images_per_second:,.{digits}f} images/s"
