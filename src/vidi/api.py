@@ -1169,7 +1169,10 @@ def _table(result: Run) -> list[tuple[str, str]]:
     return [
         *rows,
         ("epochs", f"{result.epochs:g}"),
-        ("images per second", f"{result.images_per_second:,.0f}"),
+        (
+            "images per second",
+            f"{result.images_per_second:,.0f}" if result.images_per_second else "–",
+        ),
         ("run", str(result.path)),
     ]
 

@@ -126,16 +126,11 @@ class OpenVINO:
                         # It reads where torch has written: nothing is copied.
                         given = self._tensor(image.numpy(), shared_memory=True)
                         request.set_input_tensor(i, given)
-                    request.start_async()
                     begun.append((request, share))
-            failed = None
-            for request, _ in begun:
-                try:
-                    request.wait()
-                except RuntimeError as error:  # the others are to end, too, or the next would fail
-                    failed = error
-            if failed is not None:
-                raise failed
+            if len(begun) == 1:
+                begun[0][0].infer(share_outputs=True)  # waking another thread would take its time
+            else:
+                _together([request for request, _ in begun])
             # A copy, for the next call writes into the same memory.
             return torch.cat([torch.from_numpy(r.get_output_tensor(0).data) for r, _ in begun])
         finally:
@@ -153,6 +148,19 @@ class OpenVINO:
                 for _ in range(streams):
                     self._idle[streams].put(compiled.create_infer_request())
         return self._idle[streams]
+
+
+def _together(requests: Sequence[Any]) -> None:
+    failed = None
+    for request in requests:
+        request.start_async()
+    for request in requests:
+        try:
+            request.wait()
+        except RuntimeError as error:  # the others are to end, too, or the next call would fail
+            failed = error
+    if failed is not None:
+        raise failed
 
 
 class ONNXRuntime:
