@@ -266,3 +266,13 @@ def _plain_iou(a: Array, b: Array) -> float:
     w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     both = max(w, 0) * max(h, 0)
     return float(both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both))
+
+
+def test_of_equal_scores_the_first_comes_first() -> None:
+    torch.manual_seed(0)
+    scores = torch.randint(-3, 4, (3, 500)) / 2 * torch.tensor([[1.0], [1e-30], [-1e6]])
+    scores[:, ::7] = -0.0  # which is 0
+    right = np.argsort(-scores.numpy(), axis=1, kind="stable")
+    for count in (1, 200, 500):
+        for given in (scores, scores.double()):
+            np.testing.assert_array_equal(boxes.surest(given, count).numpy(), right[:, :count])

@@ -107,7 +107,7 @@ class Detect(Function):
             1,
         )
         # In one row, region by region: of equal scores the first region comes first, as in the run.
-        ranked = torch.where(kept, scores, -1).flatten().sort(descending=True)
+        ranked = torch.where(kept, scores, -1).flatten().sort(descending=True, stable=True)
         order = ranked.indices[ranked.values > least][:most]
         scale = torch.stack(
             [
@@ -260,14 +260,15 @@ def proposed(network: FasterRCNN, anchored: Any, size: tuple[int, int]) -> Tenso
         deltas = anchored.deltas[0, start : start + count]
         anchors = anchored.anchors[start : start + count]
         start = start + count
-        scores, rows = logits.topk(torch.sym_min(before, count))
+        most = torch.sym_min(before, count)
+        scores, rows = (x[:most] for x in logits.sort(descending=True, stable=True))
         boxes = ops.clip(ops.decode(anchors[rows], deltas[rows]), size)
         # What lies outside the image is cut to nothing, which suppresses nothing.
         real = ((boxes[:, 2:] - boxes[:, :2]) >= 1e-3).all(1)
         kept = surest(boxes, scores, -torch.inf, network.overlap) & real
         found.append(boxes[kept])
         sure.append(scores[kept])
-    order = torch.cat(sure).sort(descending=True).indices[:after]
+    order = torch.cat(sure).sort(descending=True, stable=True).indices[:after]
     return regions_of_one(torch.cat(found)[order])
 
 

@@ -58,7 +58,10 @@ def write(
             input_names=list(inputs),
             output_names=list(outputs),
             verbose=False,
-            custom_translation_table={torch.ops.torchvision.roi_pool.default: _pooled()},
+            custom_translation_table={
+                torch.ops.torchvision.roi_pool.default: _pooled(),
+                torch.ops.aten.sort.stable: _sorted(),
+            },
         )
     assert program is not None
     proto = inliner.inline_local_functions(program.model_proto)
@@ -119,6 +122,19 @@ def session(path: Path, threads: int = 0) -> Any:
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _sorted() -> Any:
+    """Stable sorting, which the exporter does not know, though all sorting in ONNX is stable."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+
+    def sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+        count = op.Reshape(op.Gather(op.Shape(x), dim, axis=0), op.Constant(value_ints=[1]))
+        return op.TopK(x, count, axis=dim, largest=descending, sorted=True)
+
+    return sort
 
 
 def _pooled() -> Any:

@@ -27,8 +27,29 @@ def convert(source: Path, path: Path, metadata: Mapping[str, Any]) -> None:
     """Write an ONNX file as ``path`` (.xml) and a .bin beside it; numbers keep all their digits."""
     openvino = libraries.openvino()
     model = libraries.openvino_core().read_model(source)
+    _first_come_first(model)
     model.set_rt_info(json.dumps(metadata), _METADATA)
     openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def _first_come_first(model: Any) -> None:
+    """Of equal numbers the first is to come first where a graph sorts, as ONNX has it. Reading an
+    ONNX file leaves that open."""
+    from openvino import opset11
+
+    for node in model.get_ops():
+        if node.get_type_name() == "TopK":
+            given = node.get_attributes()
+            stable = opset11.topk(
+                *node.input_values(),
+                given["axis"],
+                given["mode"],
+                "value",
+                given["index_element_type"],
+                stable=True,
+            )
+            for before, after in zip(node.outputs(), stable.outputs(), strict=True):
+                before.replace(after)
 
 
 def read(path: Path) -> Artefact:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from vidi.data import augment
 
+TIE = 1e-4
+"""A level so near a half is one but for rounding: fp32 sums are as far off as 0.00003."""
 UNIT = 2048
 """OpenCV interpolates with shares that are whole numbers of 1 / 2048."""
 
@@ -56,9 +58,13 @@ def averaged(image: Tensor, rows: Tensor, columns: Tensor, halved: Tensor) -> Te
     """Whole grey levels float32 [B, C, R, S], of an image [B, C, H, W] and areas [R, H], [S, W].
 
     ``halved``: bool, whether both sides become half as long. Then sums of four pixels are divided
-    by four with halves rounded up; else halves become even. OpenCV has it so.
+    by four with halves rounded up; else halves become even. OpenCV has it so, but that it takes
+    sums for them which are a half but for rounding, as they come. No other library sums in its
+    order: all are to take the same, and so take such sums for halves.
     """
-    return torch.round(rows @ image @ columns.mT + 0.125 * halved.float())
+    twice = 2 * (rows @ image @ columns.mT + 0.125 * halved.float())
+    whole = torch.round(twice)
+    return torch.round(torch.where((twice - whole).abs() < 2 * TIE, whole, twice) / 2)
 
 
 def interpolated(

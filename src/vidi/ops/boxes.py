@@ -75,6 +75,18 @@ def clip(xyxy: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.stack((x, y), -1).flatten(-2)
 
 
+def surest(scores: Tensor, count: int) -> Tensor:
+    """int64 [B, K]: the ``count`` highest of each row of ``scores``, float32 [B, N], in order; of
+    equal ones, of which a plain ground has many, the one that was given first comes first, where
+    ``topk`` takes any."""
+    if scores.dtype != torch.float32:  # which takes longer
+        return scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    bits = (scores.detach() + 0.0).view(torch.int32)  # -0 is 0
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    behind = torch.arange(scores.shape[1], device=scores.device)
+    return ((ordered << 32) - behind).topk(count, 1).indices
+
+
 def suppress(
     xyxy: Tensor,
     scores: Tensor,
