@@ -184,6 +184,8 @@ def test_a_short_run_from_scratch_has_a_lower_rate(length: dict[str, object], sh
     whole = (0.02 if "weights" in length else 0.2) * 64 / 128
     assert found.lr == pytest.approx(whole * share, rel=0.005)
     assert f"learning rate: {found.lr:g} (sgd, batch 64)" in notes
+    plain, _ = defaults.for_model(recipe, vidi.models.vgg11(), 4e8, 1000, torch.device("cpu"), 0.1)
+    assert plain.lr == 0.01, "without normalisation it is low enough"
 
 
 def test_muon_leaves_all_score_layers_and_upsampling_alone() -> None:

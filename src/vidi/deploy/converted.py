@@ -46,11 +46,11 @@ class Converted(nn.Module):
     Several threads may call it.
     """
 
-    def __init__(self, trained: nn.Module, library: Library, *, apart: bool = False) -> None:
+    def __init__(self, trained: nn.Module, library: Library, *, alone: bool = False) -> None:
         super().__init__()
         self.trained = trained
         self.library = library
-        self._alone = library.alone if apart and isinstance(library, OpenVINO) else None
+        self._alone: Any = library.alone if alone and isinstance(library, OpenVINO) else None
         self._lock = threading.Lock()
         self.eval()
 
@@ -66,11 +66,13 @@ class Converted(nn.Module):
         with self._lock:
             return self.library(*images)
 
-    def apart(self) -> Converted:
-        """The same for threads that all call it with a few images. Where the library can, each call
-        is computed by one thread of the processor beside the others, so that none waits for
-        another; a call by itself takes longer so."""
-        return Converted(self.trained, self.library, apart=True)
+    def apart(self) -> Converted | None:
+        """The same for threads that all call it with a few images, where the library is for that:
+        each call is computed by one thread of the processor beside the others, so that none waits
+        for another. A call by itself takes longer so."""
+        if not isinstance(self.library, OpenVINO):
+            return None
+        return Converted(self.trained, self.library, alone=True)
 
 
 class OpenVINO:
@@ -116,9 +118,11 @@ class OpenVINO:
         """By one of the requests that compute at the same time, or ``spread`` over all of them."""
         pixels = [image.float().permute(0, 2, 3, 1).contiguous() for image in images]
         idle = self._ready(streams)
-        requests = [idle.get() for _ in range(streams if spread else 1)]
+        requests: list[Any] = []
         begun = []
         try:
+            while len(requests) < (streams if spread else 1):
+                requests.append(idle.get())
             shares = zip(*(image.tensor_split(len(requests)) for image in pixels), strict=True)
             for request, share in zip(requests, shares, strict=True):
                 if len(share[0]):
@@ -144,9 +148,10 @@ class OpenVINO:
             if streams not in self._idle:
                 settings = self._settings | {"NUM_STREAMS": streams}
                 compiled = self._core.compile_model(self._model, "CPU", settings)
-                self._idle[streams] = SimpleQueue()
+                idle: SimpleQueue[Any] = SimpleQueue()
                 for _ in range(streams):
-                    self._idle[streams].put(compiled.create_infer_request())
+                    idle.put(compiled.create_infer_request())
+                self._idle[streams] = idle
         return self._idle[streams]
 
 

@@ -126,9 +126,9 @@ def session(path: Path, threads: int = 0) -> Any:
 
 def _sorted() -> Any:
     """Stable sorting, which the exporter does not know, though all sorting in ONNX is stable."""
-    from onnxscript import opset18
+    from onnxscript import opset20
 
-    op: Any = opset18
+    op: Any = opset20
 
     def sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
         count = op.Reshape(op.Gather(op.Shape(x), dim, axis=0), op.Constant(value_ints=[1]))

@@ -12,6 +12,7 @@ undecided: a tie.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -466,7 +467,7 @@ class _Boxes(_Comparison):
     def add(self, sample: Named, right: Named, answer: Named) -> None:
         settings = self.reference.recipe.detection
         least = least_compared(right["scores"], settings.least_score)
-        nearly: list[Named] = []
+        nearly: list[Named] | None = None
         for one, other in ((right, answer), (answer, right)):
             found = counterparts(one, other)
             sure = one["scores"] >= least
@@ -475,7 +476,7 @@ class _Boxes(_Comparison):
             for k in np.flatnonzero(alone):
                 tie[k] = undecided(one, other, int(k), settings)
             if (alone & ~tie).any():
-                nearly = nearly or self._nearly(sample)
+                nearly = self._nearly(sample) if nearly is None else nearly
                 for run in nearly:  # where the run's own are gone, or the file's are there
                     tie |= alone & ((counterparts(one, run) < 0) == (one is right))
             self.decide(alone[sure], tie[sure])
@@ -484,6 +485,10 @@ class _Boxes(_Comparison):
                 self.scores.append(abs(float(one["scores"][k] - other["scores"][found[k]])))
                 pair = one["boxes"][k : k + 1], other["boxes"][found[k]][None]
                 self.overlaps.append(1 - float(iou(*pair)[0, 0]))
+
+    @functools.cached_property
+    def _whole(self) -> detection.Detect:
+        return detection.function(self.reference)
 
     def _nearly(self, sample: Named) -> list[Named]:
         """What the run answers to nearly the same image: as the file resizes it, and with noise of
@@ -494,7 +499,7 @@ class _Boxes(_Comparison):
             dataset = attach(dataset, np.arange(1), [sample["regions"]])
         task, batches = self.reference._loader(dataset, np.arange(1))
         (batch,) = batches.epoch(0)
-        whole = detection.function(self.reference)
+        whole = self._whole
         pixels = torch.from_numpy(sample["image"].copy())[None]
         fitted = whole.fitted(pixels.permute(0, 3, 1, 2).float()).permute(0, 2, 3, 1).numpy()
         loaded = np.asarray(batch.inputs["image"])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import threadpoolctl
 import torch
 from torch import nn
 
@@ -129,37 +130,33 @@ class Stream:
         searched = self.recipe.task == "detection" and self.recipe.data.proposals != propose.NETWORK
         self._searchers = min(self._threads, self.ahead + 1) if searched else 0
         """Groups whose proposals are searched at once, which takes longer than the network."""
-        few = self.ahead and self.batch_size is not None and self.batch_size < 2 * self._threads
-        apart = getattr(self.network, "apart", None) if few else None
+        # Images of one small size: of large ones too few are read ahead for all threads.
+        few = self.batch_size is not None and self.batch_size < 2 * self._threads
+        several = few and self.ahead > 0 and self._threads > 1 and not self._whole
+        apart = getattr(self.network, "apart", lambda: None)() if several else None
         self._computers = 0 if apart is None else self._threads + 1
         """Groups that are computed at once, where the network is for that; one more than can be, so
         that its images are ready when another one's are done."""
-        if apart is not None:
-            self.network = apart()
+        self.network = apart or self.network
 
     def answers(self, sources: Iterable[Any]) -> Generator[Any, None, None]:
         """One for each source, in order: an answer, or the :class:`InputError` that says why there
         is none. Close it to stop early."""
         pool = ThreadPoolExecutor(self._threads, "vidi-reading")
         searching = ThreadPoolExecutor(max(1, self._searchers), "vidi-searching")
-        threads = torch.get_num_threads()
-        # Beside one another each has enough in a thread of its own.
-        computing = ThreadPoolExecutor(
-            max(1, self._computers), "vidi-computing", torch.set_num_threads, (1,)
-        )
+        computing = ThreadPoolExecutor(max(1, self._computers), "vidi-computing", _by_one_thread)
+        ahead = max(self.ahead, self._computers)
         pending: deque[_Pending] = deque()
         try:
             for group in self._groups(sources):
                 pending.append(self._pending(group, pool, searching, computing))
-                while len(pending) > self.ahead or _pixels_of(pending) > AHEAD_PIXELS:
+                while len(pending) > ahead or _pixels_of(pending) > AHEAD_PIXELS:
                     yield from pending.popleft().answers()
             while pending:
                 yield from pending.popleft().answers()
         finally:
             for one in (computing, searching, pool):
                 one.shutdown(wait=True, cancel_futures=True)
-            if self._computers:
-                torch.set_num_threads(threads)  # it is for threads to come, too
 
     def _pending(
         self, group: _Group, pool: Executor, searching: Executor, computing: Executor
@@ -322,6 +319,13 @@ class Stream:
         counts = np.bincount(mask.ravel(), minlength=len(self.classes))
         order = np.argsort(-counts, kind="stable")
         return {self.classes[k]: float(counts[k] / mask.size) for k in order if counts[k]}
+
+
+def _by_one_thread() -> None:
+    """From now on what torch computes in this thread is computed by it alone; torch's own setting
+    would be one for all threads to come."""
+    torch.get_num_threads()  # at its first use in a thread torch sets the number itself
+    threadpoolctl.threadpool_limits(1, user_api="openmp")
 
 
 @contextlib.contextmanager
