@@ -258,6 +258,7 @@ def test_a_stream_of_single_images_is_computed_by_several_threads(
     monkeypatch.setattr(OpenVINO, "alone", never)
     assert len(list(model.stream(files, batch_size=16))) == len(files), "large batches are as ever"
     assert len(list(model.stream(files[:2], batch_size=1, ahead=0))) == 2, "and single answers"
+    assert len(list(model.stream(files[1:2], batch_size=1))) == 1, "as a server asks for them"
 
 
 @pytest.mark.parametrize("task", ["segmentation", "flow"])

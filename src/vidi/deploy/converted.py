@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -46,11 +46,13 @@ class Converted(nn.Module):
     Several threads may call it.
     """
 
-    def __init__(self, trained: nn.Module, library: Library, *, alone: bool = False) -> None:
+    def __init__(
+        self, trained: nn.Module, library: Library, alone: Callable[..., Tensor] | None = None
+    ) -> None:
         super().__init__()
         self.trained = trained
         self.library = library
-        self._alone: Any = library.alone if alone and isinstance(library, OpenVINO) else None
+        self._alone = alone
         self._lock = threading.Lock()
         self.eval()
 
@@ -72,7 +74,7 @@ class Converted(nn.Module):
         for another. A call by itself takes longer so."""
         if not isinstance(self.library, OpenVINO):
             return None
-        return Converted(self.trained, self.library, alone=True)
+        return Converted(self.trained, self.library, self.library.alone)
 
 
 class OpenVINO:

@@ -5,6 +5,7 @@ kept, so that a million images take the memory of a few batches.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 from collections import deque
@@ -132,23 +133,30 @@ class Stream:
         """Groups whose proposals are searched at once, which takes longer than the network."""
         # Images of one small size: of large ones too few are read ahead for all threads.
         few = self.batch_size is not None and self.batch_size < 2 * self._threads
-        several = few and self.ahead > 0 and self._threads > 1 and not self._whole
-        apart = getattr(self.network, "apart", lambda: None)() if several else None
-        self._computers = 0 if apart is None else self._threads + 1
-        """Groups that are computed at once, where the network is for that; one more than can be, so
-        that its images are ready when another one's are done."""
-        self.network = apart or self.network
+        self._beside = few and self.ahead > 0 and self._threads > 1 and not self._whole
+        """Whether groups may be computed beside one another, if there are several."""
+        self._computers = 0
+        """Groups that are computed at once; one more than can be, so that its images are ready when
+        another one's are done."""
 
     def answers(self, sources: Iterable[Any]) -> Generator[Any, None, None]:
         """One for each source, in order: an answer, or the :class:`InputError` that says why there
         is none. Close it to stop early."""
+        groups = self._groups(sources)
+        if self._beside:
+            some = list(itertools.islice(groups, 2))
+            groups = itertools.chain(some, groups)
+            # One by itself is computed sooner by all threads together.
+            apart = getattr(self.network, "apart", lambda: None)() if len(some) > 1 else None
+            if apart is not None:
+                self.network, self._computers = apart, self._threads + 1
         pool = ThreadPoolExecutor(self._threads, "vidi-reading")
         searching = ThreadPoolExecutor(max(1, self._searchers), "vidi-searching")
         computing = ThreadPoolExecutor(max(1, self._computers), "vidi-computing", _by_one_thread)
         ahead = max(self.ahead, self._computers)
         pending: deque[_Pending] = deque()
         try:
-            for group in self._groups(sources):
+            for group in groups:
                 pending.append(self._pending(group, pool, searching, computing))
                 while len(pending) > ahead or _pixels_of(pending) > AHEAD_PIXELS:
                     yield from pending.popleft().answers()
