@@ -105,7 +105,7 @@ class OpenVINO:
             "ENABLE_CPU_PINNING": False,
         }
         self._threads = threads
-        self._idle: dict[int, SimpleQueue[Any]] = {}
+        self._idle: dict[tuple[int, bool], SimpleQueue[Any]] = {}
         self._compiling = threading.Lock()
 
     def __call__(self, *images: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class OpenVINO:
     def _computed(self, images: Sequence[Tensor], streams: int, *, spread: bool) -> Tensor:
         """By one of the requests that compute at the same time, or ``spread`` over all of them."""
         pixels = [image.float().permute(0, 2, 3, 1).contiguous() for image in images]
-        idle = self._ready(streams)
+        idle = self._ready(streams, single=len(images[0]) == 1)
         requests: list[Any] = []
         begun = []
         try:
@@ -143,18 +143,30 @@ class OpenVINO:
             for request in requests:
                 idle.put(request)
 
-    def _ready(self, streams: int) -> SimpleQueue[Any]:
+    def _ready(self, streams: int, *, single: bool) -> SimpleQueue[Any]:
         """Requests that compute at the same time, each with its share of the threads. Compiled for
-        any shape they are as fast as for one."""
+        a ``single`` image it is faster with that by a thirtieth; for several, any number is as fast
+        as one."""
         with self._compiling:
-            if streams not in self._idle:
+            if (streams, single) not in self._idle:
                 settings = self._settings | {"NUM_STREAMS": streams}
-                compiled = self._core.compile_model(self._model, "CPU", settings)
+                model = _of_one(self._model) if single else self._model
+                compiled = self._core.compile_model(model, "CPU", settings)
                 idle: SimpleQueue[Any] = SimpleQueue()
                 for _ in range(streams):
                     idle.put(compiled.create_infer_request())
-                self._idle[streams] = idle
-        return self._idle[streams]
+                self._idle[streams, single] = idle
+        return self._idle[streams, single]
+
+
+def _of_one(model: Any) -> Any:
+    """The network for one image at a time, of the same sizes."""
+    model = model.clone()
+    shapes = [given.partial_shape for given in model.inputs]
+    for shape in shapes:
+        shape[0] = 1
+    model.reshape(dict(enumerate(shapes)))
+    return model
 
 
 def _together(requests: Sequence[Any]) -> None:
