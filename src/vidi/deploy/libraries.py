@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import re
 import sys
 from typing import Any
 
 from vidi.errors import InputError
+
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+"""What tells a terminal in which colour to go on."""
 
 
 def openvino() -> Any:
@@ -71,8 +75,10 @@ def version(package: str) -> str | None:
 
 
 def short(error: Exception) -> str:
-    """The first line of what a library says, which may go on for pages; at most 160 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The first line of what a library says, which may go on for pages, without its colours; at
+    most 160 characters."""
+    plain = COLOURS.sub("", str(error))
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= 160 else f"{text[:160]} …"
 
