@@ -192,7 +192,7 @@ class ResNetFasterRCNN(FasterRCNN):
     def pooled(self, maps: list[Tensor], regions: Tensor) -> Tensor:
         """[K, 256, 7, 7]: each region aligned on the map of its area."""
         level = self.level(regions)
-        out = maps[0].new_zeros(len(regions), CHANNELS, POOLED, POOLED)
+        out = maps[0].new_zeros(len(regions), maps[0].shape[1], POOLED, POOLED)
         if maps[0].device.type == "meta":
             return out  # which regions are whose is not known
         for k, stride in enumerate(STRIDES[: len(STAGES)]):
