@@ -241,11 +241,11 @@ def whole_numbers(run: str, arguments: argparse.Namespace, folder: Path) -> list
 
     model = vidi.load(run, backend="auto")
     trained = vidi.load(run)
-    exported = trained.export("openvino", folder / "int8.xml", int8=True, max_loss=1.0)
-    trained.export("openvino", folder / "fp32.xml")
+    exported = trained.export("openvino", folder / "int8/model.xml", int8=True, max_loss=1.0)
+    trained.export("openvino", folder / "fp32/model.xml")
     assert exported.int8 is not None
     print(f"\n{run}: {exported.int8.sentence}")
-    int8, fp32 = (export.read(folder / f"{kind}.xml") for kind in ("int8", "fp32"))
+    int8, fp32 = (export.read(folder / f"{kind}/model.xml") for kind in ("int8", "fp32"))
     size = model.recipe.image_size
     assert isinstance(size, int)
     rows = []

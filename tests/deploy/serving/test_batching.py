@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +43,8 @@ def make(double: Double) -> Iterator[Make]:
     made: list[Batcher] = []
 
     def maker(**changes: Any) -> Batcher:
-        settings: dict[str, Any] = {"most": 4, "latency": 0.0, "room": 100, "pixels": 1e9}
+        settings: dict[str, Any] = {"most": 4, "latency": 0.0, "room": 100}
+        settings |= {"patience": 1e9, "pixels": 1e9}
         batcher = Batcher(double, **settings | changes)
         batcher.start()
         made.append(batcher)
@@ -135,6 +137,36 @@ def test_room_is_kept_to_and_comes_back(make: Make) -> None:
         with pytest.raises(Refused):
             take(more, more)
     assert batcher.waiting == 0, "nothing is held beyond the end"
+
+
+def test_no_more_may_wait_than_are_answered_in_time(make: Make, double: Double) -> None:
+    took: list[float] = []
+    batcher = make(patience=0.5, watch=lambda images, seconds: took.append(seconds / images))
+    with contextlib.ExitStack() as before:
+        for _ in range(20):  # how long one takes is not known yet
+            before.enter_context(batcher.places())(1, 1.0)
+    double.gate.clear()
+    (future,) = batcher.submit([1])
+    time.sleep(0.1)
+    double.gate.set()
+    assert future.result(10) == 2
+    until(lambda: bool(took))
+    most = max(1, int(0.5 / took[0]))
+    assert most < 6
+    with contextlib.ExitStack() as held:
+        for _ in range(most):
+            batcher.check_room()
+            held.enter_context(batcher.places())(1, 1.0)
+        with pytest.raises(Refused, match="wait already") as refused:
+            batcher.check_room()
+        assert refused.value.status == 429
+        with batcher.places() as take, pytest.raises(Refused):
+            take(1, 1.0)
+    with batcher.places() as take:  # one request that waits for no other
+        for _ in range(16):
+            take(1, 1.0)
+        with batcher.places() as other, pytest.raises(Refused):
+            other(1, 1.0)
 
 
 def test_who_gives_up_is_passed_over(make: Make, double: Double) -> None:

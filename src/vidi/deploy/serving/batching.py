@@ -8,6 +8,7 @@ after the first: a single client waits for nobody.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -29,9 +30,10 @@ is none."""
 class Batcher:
     """``predict`` is called in one thread, never twice at once.
 
-    ``most``: images of a batch. ``latency``: seconds. ``room``: images that may wait; ``pixels``:
-    how many they may have together, and so the most that one request may have. ``watch`` hears of
-    each batch: its images, and the seconds that it took.
+    ``most``: images of a batch. ``latency``: seconds. ``room``: images that may wait, and fewer
+    where a batch took so long lately that the last one would wait more than ``patience`` seconds;
+    ``pixels``: how many they may have together, and so the most that one request may have.
+    ``watch`` hears of each batch: its images, and the seconds that it took.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Batcher:
         most: int,
         latency: float,
         room: int,
+        patience: float,
         pixels: float,
         watch: Callable[[int, float], None] = lambda images, seconds: None,
     ) -> None:
@@ -48,6 +51,7 @@ class Batcher:
         self._most = most
         self._latency = latency
         self._room = room
+        self._patience = patience
         self._most_pixels = pixels
         self._watch = watch
         self._changed = threading.Condition()
@@ -56,7 +60,7 @@ class Batcher:
         self._pixels = 0.0
         self._coming = 0
         self._closed = False
-        self._each = 0.0  # seconds that an image took lately
+        self._each: float | None = None  # seconds that an image took lately
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -96,7 +100,7 @@ class Batcher:
     def check_room(self) -> None:
         """Raises :class:`Refused` (429) where not one more image may wait: before its body is read,
         since under load that is most of the work."""
-        if self._reserved >= self._room:
+        if self._reserved >= min(self._room, self._in_time()):
             raise self._full()
 
     @contextmanager
@@ -110,7 +114,10 @@ class Batcher:
             nonlocal images, pixels
             with self._changed:
                 many = self._pixels + of > self._most_pixels
-                if over or many or self._reserved + more > self._room:
+                full = self._reserved + more > self._room
+                # One that waits for no other is never too late for that.
+                late = self._reserved > images and self._reserved + more > self._in_time()
+                if over or many or full or late:
                     raise self._full()
                 self._reserved += more
                 self._pixels += of
@@ -128,8 +135,12 @@ class Batcher:
         return busy(
             f"{self._reserved} images wait already; there is no room for more. Ask again later.",
             "queue",
-            self._each * self._reserved,
+            (self._each or 0.0) * self._reserved,
         )
+
+    def _in_time(self) -> float:
+        """Images that may wait so that the last one is answered in time; one may always."""
+        return max(1, self._patience // self._each) if self._each else math.inf
 
     def submit(self, inputs: Sequence[Any]) -> list[Future[Any]]:
         """An answer to come for each. One that is cancelled before its turn is passed over; it
@@ -160,7 +171,8 @@ class Batcher:
             began = time.monotonic()
             answer(self._predict, batch)
             spent = time.monotonic() - began
-            self._each += 0.2 * (spent / len(batch) - self._each)
+            each = spent / len(batch)
+            self._each = each if self._each is None else self._each + 0.2 * (each - self._each)
             self._watch(len(batch), spent)
             del batch  # or its images would stay until the next one comes
 

@@ -30,7 +30,7 @@ class Limits:
     body_seconds: float = 30.0
     """Seconds in which a request's headers, its body, and its answer on the way back each must pass; a body that does not, 408."""  # noqa: E501
     max_queue: int = 64
-    """Images that may wait for a run; beyond it 429 with Retry-After."""
+    """Images that may wait for a run; beyond it 429 with Retry-After. Fewer where the last would wait longer than half of max_seconds."""  # noqa: E501
     max_connections: int = 256
     """Connections at once; beyond it 429, beyond twice as many they are dropped."""
     max_headers: int = 16

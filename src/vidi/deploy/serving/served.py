@@ -57,6 +57,7 @@ class Served:
             most=most,
             latency=self.latency,
             room=limits.max_queue,
+            patience=limits.max_seconds / 2,  # the other half is for being read and drawn
             pixels=self.most_pixels,
             watch=lambda images, seconds: self.metrics.batch(self.name, images, seconds),
         )
