@@ -74,6 +74,23 @@ def test_the_package_s_networks_pass(name: str) -> None:
     assert len(found.compared.of("equal")) > 0.6 * len(found.compared.probes)
 
 
+def test_layers_far_apart_are_drawn_to_move_the_loss_alike() -> None:
+    """Else a step that is small for the last one would cross thousands of kinks in the first."""
+    torch.manual_seed(0)
+    with _benchmark().narrowed(8):
+        network = models.plain110(num_classes=4).double()
+    doctor._draw(network)
+    network.train()
+    F.cross_entropy(network(torch.randn(2, 3, 16, 16).double()), torch.tensor([1, 3])).backward()
+    kernels = [p for p in network.parameters() if p.ndim == 4]
+    assert len(kernels) == 109
+    moved = []
+    for p in kernels:
+        assert p.grad is not None
+        moved.append(float((p.grad.norm() * p.detach().square().mean().sqrt()).detach()))
+    assert max(moved) < 100 * min(moved)
+
+
 class _Scaled(torch.autograd.Function):
     """y = a x, with a backward pass of one's own, and a fault in it."""
 

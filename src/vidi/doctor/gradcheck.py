@@ -202,6 +202,7 @@ def gradcheck_named(
 
     Its weights are drawn by one rule (He et al. 2015, "Delving deep into rectifiers", eq. 10):
     with the smaller ones that some networks begin with, gradients would be lost in rounding.
+    Biases of batch norms are drawn around :data:`SHIFT`.
     ``image_size``: by default the smallest of :data:`SIDES` that it takes, or its usual size.
     """
     with torch.random.fork_rng(devices=[]):
