@@ -44,11 +44,11 @@ LEAST = 64
 three values, whose normalised ones are nearly constant and bend sharply."""
 SAMPLES = 2
 CLASSES = 4
-SHIFT = 1.0
-"""Where the biases of batch norms are drawn: around it, five of six ReLUs let through. Around 0,
+SHIFT = 0.5
+"""Where the biases of batch norms are drawn: around it, seven of ten ReLUs let through. Around 0,
 half of them do, and each layer of batch norm and ReLU makes a change 1.2 times as large (Yang et
 al. 2019, "A mean field theory of batch normalization"): after a hundred without shortcuts nothing
-is small."""
+is small. Around 1, resnet34 amplifies what comes first instead."""
 NARROW = (torch.float16, torch.bfloat16, torch.float32)
 NARROWING = (Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.to, Tensor.type_as)
 DETACHING = (Tensor.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
