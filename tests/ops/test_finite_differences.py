@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vidi.ops.finite_differences import EXPLAINS, Compared, compare
@@ -183,6 +184,20 @@ def test_without_effect_is_zero_and_alone_does_not_pass() -> None:
     assert found.passed
     nothing = compare(lambda _: x.square().sum(), {"unused": unused})
     assert not nothing.passed
+
+
+def test_a_loss_of_nearly_nothing_is_not_called_wrong() -> None:
+    """Of the cross-entropy of a classifier that is certain and right few digits are left."""
+    x = torch.tensor([[30.0, -4.0, 2.0, 0.5]], dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor([1.1], dtype=torch.float64, requires_grad=True)
+
+    def loss(_: str | None) -> Tensor:
+        return F.cross_entropy(x * scale, torch.tensor([0]))
+
+    assert 0 < loss(None).item() < 1e-11
+    found = compare(loss, {"x": x, "scale": scale})
+    assert not found.of("wrong") and not found.of("crossing")
+    assert found.of("zero") and not found.passed, "nothing can be told"
 
 
 def test_a_detached_part_is_found() -> None:

@@ -48,8 +48,10 @@ SHIFT = 0.5
 """Where the biases of batch norms are drawn: around it, seven of ten ReLUs let through. Around 0,
 half of them do, and each layer of batch norm and ReLU makes a change 1.2 times as large (Yang et
 al. 2019, "A mean field theory of batch normalization"): after a hundred without shortcuts nothing
-is small. Around 1, maps are so large that a drawn classifier may be certain, and its gradient
-lost in rounding (resnet34, by a loss of 4e-5)."""
+is small."""
+SMOOTHING = 0.1
+"""Of the labels of two random images. A drawn network may be certain of both and right, and then
+all derivatives are lost in rounding."""
 NARROW = (torch.float16, torch.bfloat16, torch.float32)
 NARROWING = (Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.to, Tensor.type_as)
 DETACHING = (Tensor.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
@@ -228,8 +230,12 @@ def gradcheck_named(
 
 def _task(kind: str, network: nn.Module, classes: int) -> Task:
     names = tuple(f"class {k}" for k in range(classes))
-    learned = {"proposes": True, "regions": 16} if getattr(network, "proposes", False) else {}
-    task: Task = tasks.find(kind).Task(classes=names, **learned)
+    told: dict[str, Any] = {}
+    if getattr(network, "proposes", False):
+        told = {"proposes": True, "regions": 16}
+    elif kind == "classification":
+        told = {"label_smoothing": SMOOTHING}
+    task: Task = tasks.find(kind).Task(classes=names, **told)
     return task
 
 

@@ -39,7 +39,9 @@ FINER = (1.0, 0.1, 0.01)
 TOLERANCE = 1e-5
 """Relative difference of the two derivatives that passes."""
 ROUNDING = 100 * 2.0**-52
-"""What a loss, relative to itself, may be off by from rounding: a few hundred operations deep."""
+"""What a loss may be off by from rounding, a few hundred operations deep: relative to itself, or to
+1 if it is smaller, since then it is mostly the difference of such numbers. The cross-entropy of a
+classifier that is certain, log(1 + 1e-12), has four digits."""
 EXPLAINS = 0.25
 """A kink accounts for 0.4 of the disagreement that it causes, at least."""
 MOST_CROSSINGS = 0.05
@@ -193,6 +195,11 @@ class _Wiggle:
     f0: float
     tolerance: float
 
+    @property
+    def rounding(self) -> float:
+        """What the loss may be off by."""
+        return ROUNDING * max(abs(self.f0), 1.0)
+
     def probe(
         self,
         entry: tuple[int, ...] | None,
@@ -210,14 +217,14 @@ class _Wiggle:
             found = (gradient / unit, difference / unit)
             return Probe(self.name, entry, *found, verdict, rounding / unit)
 
-        enough = ROUNDING * abs(self.f0) / (0.1 * self.tolerance * max(abs(gradient), 1e-30))
+        enough = self.rounding / (0.1 * self.tolerance * max(abs(gradient), 1e-30))
         first = min(max(enough, LEAST_STEP), LARGEST_STEP)
         for h in (first * finer for finer in FINER):
             ahead, behind = self._at(move, h), self._at(move, -h)
             difference = (ahead - behind) / (2 * h)
             off = abs(difference - gradient)
             size = max(abs(difference), abs(gradient))
-            rounding = ROUNDING * abs(self.f0) / h
+            rounding = self.rounding / h
             if size <= rounding:
                 return told(difference, "zero", rounding)
             if off <= self.tolerance * size + rounding:
