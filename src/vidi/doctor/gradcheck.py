@@ -177,7 +177,8 @@ def gradcheck_network(
     seed: int = 0,
     say: Say | None = None,
 ) -> GradCheck:
-    """Check any network in training mode with its task's loss, on random images and targets.
+    """Check any network in training mode with its task's loss, on random images and targets, of a
+    classifier smoothed ones.
 
     ``task``: its own by default, or classification where it states none. ``classes``: what it was
     built for.
