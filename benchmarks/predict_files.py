@@ -15,10 +15,11 @@ order, one image at a time and in batches of 32:
   that many processes of torch's DataLoader; by default the loop does it all itself.
 
 The clock is the parent's: it stands at the first lines that come out of each process (as many as
-``--warm``), and stops at the last one. So neither starts, imports nor conversion of the network
-count. Both see the same files, and the share of images to which they give the same class is shown;
-it is below 1 where an image's two likeliest classes are nearly as likely, for Pillow's resizing is
-not OpenCV's.
+``--warm``), and stops at the last one; and the network is converted before, which `vidi predict`
+would not do for images that torch has done sooner. So neither starts, imports nor conversion of
+the network count. Both see the same files, and the share of images to which they give the same
+class is shown; it is below 1 where an image's two likeliest classes are nearly as likely, for
+Pillow's resizing is not OpenCV's.
 """
 
 from __future__ import annotations
@@ -45,10 +46,16 @@ def main() -> None:
     if options.worker:
         usual_loop(options)
         return
+    import vidi
+
     with tempfile.TemporaryDirectory() as made:
         run = options.run or make_run(options, Path(made))
         folder, count = files(options, Path(made))
-        print(f"{platform.platform()}, {os.cpu_count()} cores, {count} images, {run}", flush=True)
+        backend = vidi.load(run, backend=options.backend).backend
+        print(
+            f"{platform.platform()}, {os.cpu_count()} cores, {count} images, {run}, {backend}",
+            flush=True,
+        )
         rounds = []
         for number in range(options.rounds):
             measured: dict[str, Any] = {}
