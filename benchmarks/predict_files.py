@@ -37,6 +37,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import vidi
+
 BATCHES = (1, 32)
 CONTENDERS = ("usual", "vidi")
 
@@ -46,8 +48,6 @@ def main() -> None:
     if options.worker:
         usual_loop(options)
         return
-    import vidi
-
     with tempfile.TemporaryDirectory() as made:
         run = options.run or make_run(options, Path(made))
         folder, count = files(options, Path(made))
@@ -90,8 +90,6 @@ def parse() -> argparse.Namespace:
 
 
 def make_run(options: argparse.Namespace, made: Path) -> Path:
-    import vidi
-
     vidi.train(
         options.data,
         run=made / "run",
@@ -151,8 +149,6 @@ def usual_loop(options: argparse.Namespace) -> None:
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
     from torchvision import transforms
-
-    import vidi
 
     model = vidi.load(options.run, device="cpu")
     network = model.network.to(memory_format=torch.contiguous_format).eval()
