@@ -97,7 +97,7 @@ class Schedule:
     final: float = 0.0
     """Cosine and one-cycle: the last rate, relative to the highest."""
     half: float | Auto = "auto"
-    """Segmentation: share of the run's work, from its start, on images of half the size, whose steps are about four times as fast. The rate goes by work, too."""  # noqa: E501
+    """Segmentation: share of the run's work, from its start, on images of half the size, whose steps are up to four times as fast. The rate goes by work, too."""  # noqa: E501
 
 
 @dataclass(frozen=True, kw_only=True)

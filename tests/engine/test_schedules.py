@@ -53,6 +53,9 @@ def test_work_on_halves() -> None:
     for share in (0.1, 0.4, 0.9, 1.0):
         small = halves(share, 10_000)
         assert work(small, small) / work(10_000, small) == pytest.approx(share, abs=1e-3)
+        dear = halves(share, 10_000, cost=0.6)
+        done = work(dear, dear, cost=0.6) / work(10_000, dear, cost=0.6)
+        assert dear <= small and done == pytest.approx(share, abs=1e-3)
     assert halves(0.0, 10) == 0
     assert [work(step, 0) for step in range(11)] == list(range(11))
 

@@ -1,6 +1,7 @@
 """Training end to end on small data: what a run leaves, how it goes on, how it stops."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import vidi
+from vidi.engine import schedules
 from vidi.engine.run import read_metrics
 from vidi.errors import InputError, RunError
 from vidi.models.perceptrons import mlp
@@ -192,6 +194,25 @@ def test_the_first_steps_see_images_of_half_the_size(tmp_path: Path) -> None:
     assert {17, 33} == set(model.seen[:24]) and model.seen[:4] == [17, 33, 17, 33]
     with pytest.raises(InputError, match=r"--schedule\.half is for segmentation"):
         vidi.train("digits", run=tmp_path / "no", schedule={"half": 0.5}, epochs=1)
+
+
+def test_images_of_half_the_size_have_their_share_of_the_time(tmp_path: Path) -> None:
+    """Where their steps are no faster, half of the time is half of the steps, not four fifths."""
+
+    class AsSlow(Sizes):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.03)
+            return super().forward(x)
+
+    settings: dict[str, Any] = {"image_size": 33, "batch_size": 4, "schedule": {"half": 0.5}}
+    data = "scenes:segmentation,size=40,n=200,val=2,test=0"
+    model = AsSlow(11)
+    run = vidi.train(data, run=tmp_path / "run", model=model, length={"minutes": 0.04}, **settings)
+    newest = max((tmp_path / "run" / "last").glob("*.json"))
+    saved = json.loads(newest.read_text())["values"]
+    assert 0.7 < saved["cost"] <= 1
+    assert saved["halves"] == schedules.halves(0.5, run.steps, saved["cost"])
+    assert model.seen[25:] == [17] * (saved["halves"] - 25) + [33] * (run.steps - saved["halves"])
 
 
 class Fixed(nn.Conv2d):

@@ -7,7 +7,8 @@ import math
 from vidi.recipe import Schedule
 
 COST = 0.25
-"""What a step on images of half the size takes of one on whole images."""
+"""What a step on images of half the size takes of one on whole images, where that is not measured:
+what it has of the pixels."""
 
 
 def rate(schedule: Schedule, step: float, total: float | None, warmup: float) -> float:
@@ -29,13 +30,13 @@ def rate(schedule: Schedule, step: float, total: float | None, warmup: float) ->
     return schedule.final + (1 - schedule.final) * falling
 
 
-def halves(share: float, total: int) -> int:
+def halves(share: float, total: int, cost: float = COST) -> int:
     """How many steps, from the first, are on images of half the size, so that their work is that
-    share of all."""
-    return round(total * share / (COST + (1 - COST) * share))
+    share of all. ``cost``: the work of one of them, in steps on whole images."""
+    return round(total * share / (cost + (1 - cost) * share))
 
 
-def work(step: int, halves: int) -> float:
+def work(step: int, halves: int, cost: float = COST) -> float:
     """The work of the first ``step`` steps, in steps on whole images. The rate goes by it: what is
     learned on halves has to be learned anew on whole images, for which the rate must be high."""
-    return step - (1 - COST) * min(step, halves)
+    return step - (1 - cost) * min(step, halves)

@@ -82,6 +82,8 @@ class Position:
     halves: int | None = None
     """Steps on images of half the size, the first; None while a length is being measured. A run
     that is made longer does not go back to them."""
+    cost: float = schedules.COST
+    """What a step on them takes of one on whole images: measured, where ``total`` is."""
 
 
 @dataclass
@@ -304,8 +306,8 @@ def fit(
                             images_per_second=clock.images_per_second,
                         )
                     if at.total is None:
-                        at.total = _measured_length(
-                            clock, recipe, at.step, evaluate_every, judged, task, val, compute
+                        at.total, at.cost = _measured_length(
+                            clock, recipe, at, evaluate_every, judged, task, val, compute
                         )
                         began = time.perf_counter()
                         if at.total is not None:
@@ -387,18 +389,19 @@ def fit(
 
 def _set_halves(at: Position, share: float) -> None:
     if at.total is not None and (at.halves is None or at.step < at.halves):
-        at.halves = schedules.halves(share, at.total)
+        at.halves = schedules.halves(share, at.total, at.cost)
 
 
 def _rate(recipe: Recipe, at: Position, warmup: int) -> float:
     """The step's learning rate, relative to the highest. It goes by work."""
     if at.total is None or at.halves is None:
         return schedules.rate(recipe.schedule, at.step, None, warmup)
-    length = schedules.work(at.total, at.halves)
+    length = schedules.work(at.total, at.halves, at.cost)
     rising: float = warmup
     if at.minutes is not None:
         rising = min(warmup, max(MEASURED[1], length // 5))
-    return schedules.rate(recipe.schedule, schedules.work(at.step, at.halves), length, rising)
+    done = schedules.work(at.step, at.halves, at.cost)
+    return schedules.rate(recipe.schedule, done, length, rising)
 
 
 def length_in_steps(recipe: Recipe, per_epoch: int) -> int | None:
@@ -538,19 +541,21 @@ def _recorder(run: RunDirectory, step: int, tell: Callable[[], None]) -> Callabl
 def _measured_length(
     clock: Clock,
     recipe: Recipe,
-    step: int,
+    at: Position,
     evaluate_every: int,
     model: nn.Module,
     task: Task,
     val: Loader,
     compute: Compute,
-) -> int | None:
-    """The steps that fit into the recipe's minutes, once enough of them have been timed."""
+) -> tuple[int | None, float]:
+    """The steps that fit into the recipe's minutes, once enough of them have been timed, and what
+    one on images of half the size takes of one on whole images."""
     if clock.steps < MEASURED[1]:
-        return None
+        return None, at.cost
     assert recipe.length.minutes is not None and recipe.batch_size != "auto"
-    small = schedules.halves(_number(recipe.schedule.half), 1000) / 1000
     on_wholes, on_halves = clock.per_step()
+    cost = min(1.0, on_halves / on_wholes)
+    small = schedules.halves(_number(recipe.schedule.half), 1000, cost) / 1000
     per_step = small * on_halves + (1 - small) * on_wholes
     began = time.perf_counter()
     with contextlib.closing(predictions(model, task, val, compute)) as batches:
@@ -558,8 +563,8 @@ def _measured_length(
     quick_meter(task).update(found, batch.samples)
     per_evaluation = (time.perf_counter() - began) * val.steps_per_epoch
     left = 60 * recipe.length.minutes - (time.perf_counter() - clock.started)
-    steps = step + max(0, int(left / (per_step + per_evaluation / evaluate_every)))
-    return int(distributed.from_writer(steps))
+    steps = at.step + max(0, int(left / (per_step + per_evaluation / evaluate_every)))
+    return int(distributed.from_writer(steps)), float(distributed.from_writer(cost))
 
 
 def _seconds_left(clock: Clock, at: Position) -> float | None:
