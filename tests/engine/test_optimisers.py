@@ -102,11 +102,11 @@ def test_muon_takes_all_singular_values_near_one() -> None:
     """Jordan et al. 2024: within about [0.7, 1.2], for tall matrices and wide ones."""
     torch.manual_seed(0)
     for shape in ((16, 144), (64, 20)):
-        values = torch.linalg.svdvals(muon.orthogonal(torch.randn(shape)))
+        values = torch.linalg.svdvals(muon.orthogonal([torch.randn(shape)])[0])
         assert values.min() > 0.5 and values.max() < 1.3
     # Of a matrix that is orthogonal already, the direction stays.
     q = torch.linalg.qr(torch.randn(12, 12))[0]
-    turned = muon.orthogonal(q)
+    (turned,) = muon.orthogonal([q])
     assert torch.nn.functional.cosine_similarity(turned.flatten(), q.flatten(), dim=0) > 0.999
 
 
@@ -122,8 +122,17 @@ def test_muon_takes_the_paper_s_steps(shape: tuple[int, int]) -> None:
         for _ in range(5):
             s = x @ x.T
             x = a * x + (b * s + c * s @ s) @ x
-        found = muon.orthogonal(matrix.float()).double()
+        found = muon.orthogonal([matrix.float()])[0].double()
         torch.testing.assert_close(found, x, atol=1e-3, rtol=0)
+
+
+def test_muon_takes_matrices_together_as_one_by_one() -> None:
+    """Tall and wide ones whose shorter sides are equal, a square, and one that is alone."""
+    torch.manual_seed(0)
+    matrices = [torch.randn(shape) for shape in ((16, 144), (60, 16), (9, 20), (16, 16), (16, 32))]
+    for together, one in zip(muon.orthogonal(matrices), matrices, strict=True):
+        assert together.shape == one.shape
+        torch.testing.assert_close(together, muon.orthogonal([one])[0], atol=1e-5, rtol=0)
 
 
 def test_muon_is_pytorchs_on_a_matrix_and_sgd_elsewhere() -> None:

@@ -10,7 +10,8 @@ matrix by SGD, so that a run has one optimiser and one state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -40,9 +41,7 @@ class Muon(torch.optim.Optimizer):
         assert closure is None
         for group in self.param_groups:
             move = _by_matrix if group["matrix"] else _by_sgd
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    move(parameter, parameter.grad, self.state[parameter], group)
+            move([p for p in group["params"] if p.grad is not None], self.state, group)
 
 
 def work(parameters: Iterable[Tensor]) -> float:
@@ -54,28 +53,38 @@ def work(parameters: Iterable[Tensor]) -> float:
     return total
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """About the nearest semi-orthogonal matrix, [M, N], to one of the same shape.
+def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Of each matrix, [M, N], about the nearest semi-orthogonal one of the same shape.
 
     A step is x ← p(xxᵀ) x with the quadratic p = a + bs + cs². All its matrices are polynomials of
     the first xxᵀ and commute, so the steps are taken on that square, whose side is the shorter one,
-    and x itself is multiplied once, by their product.
+    and x itself is multiplied once, by their product. Squares of one size, which are small, take
+    their steps together.
     """
+    wide: list[Tensor] = [m.T if m.shape[0] > m.shape[1] else m for m in matrices]
+    wide = [x / (x.norm() + 1e-7) for x in wide]  # the largest singular value is then at most 1
+    alike: dict[tuple[int, torch.device], list[int]] = defaultdict(list)
+    for i, x in enumerate(wide):
+        alike[len(x), x.device].append(i)
+    for rows in alike.values():
+        product = _steps(torch.stack([wide[i] @ wide[i].T for i in rows]))
+        for i, steps in zip(rows, product, strict=True):
+            wide[i] = steps @ wide[i]
+    return [x.T if len(x) != len(m) else x for x, m in zip(wide, matrices, strict=True)]
+
+
+def _steps(squares: Tensor) -> Tensor:
+    """The product of all steps, of each of the squares [K, M, M]."""
     a, b, c = COEFFICIENTS
-    tall = matrix.shape[0] > matrix.shape[1]
-    x: Tensor = matrix.T if tall else matrix
-    x = x / (x.norm() + 1e-7)  # its largest singular value is then at most 1
-    square = x @ x.T
     steps: Tensor | None = None
     for k in range(STEPS):
-        step = torch.addmm(square, square, square, beta=b, alpha=c)
-        step.diagonal().add_(a)
+        step = torch.baddbmm(squares, squares, squares, beta=b, alpha=c)
+        step.diagonal(dim1=1, dim2=2).add_(a)
         steps = step if steps is None else step @ steps
         if k < STEPS - 1:
-            square = step @ square @ step
+            squares = step @ squares @ step
     assert steps is not None
-    x = steps @ x
-    return x.T if tall else x
+    return steps
 
 
 def _momentum(gradient: Tensor, state: dict[str, Any], momentum: float) -> Tensor:
@@ -87,20 +96,27 @@ def _momentum(gradient: Tensor, state: dict[str, Any], momentum: float) -> Tenso
     return gradient.add(buffer, alpha=momentum)
 
 
-def _by_matrix(
-    parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
-) -> None:
-    update = orthogonal(_momentum(gradient, state, group["momentum"]).flatten(1))
-    rows, columns = update.shape
-    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-    parameter.add_(
-        update.reshape(parameter.shape), alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5
+def _by_matrix(parameters: list[Tensor], state: dict[Tensor, Any], group: dict[str, Any]) -> None:
+    updates = orthogonal(
+        [_momentum(_gradient(p), state[p], group["momentum"]).flatten(1) for p in parameters]
     )
+    for parameter, update in zip(parameters, updates, strict=True):
+        rows, columns = update.shape
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(
+            update.reshape(parameter.shape), alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5
+        )
 
 
-def _by_sgd(
-    parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
-) -> None:
-    if group["weight_decay"]:
-        gradient = gradient.add(parameter, alpha=group["weight_decay"])
-    parameter.add_(_momentum(gradient, state, SGD_MOMENTUM), alpha=-OTHERS * group["lr"])
+def _by_sgd(parameters: list[Tensor], state: dict[Tensor, Any], group: dict[str, Any]) -> None:
+    for parameter in parameters:
+        gradient = _gradient(parameter)
+        if group["weight_decay"]:
+            gradient = gradient.add(parameter, alpha=group["weight_decay"])
+        direction = _momentum(gradient, state[parameter], SGD_MOMENTUM)
+        parameter.add_(direction, alpha=-OTHERS * group["lr"])
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
