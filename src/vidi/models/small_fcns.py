@@ -71,9 +71,10 @@ class SmallFCN(nn.Module):
             total = own if total is None else own + enlarge(total, 2, own.shape[2:])
         assert total is not None
         # Four pixels a cell: each class's sum, and by how much it is off at each of them.
-        fine = total.repeat_interleave(4, 1) + self.refine(torch.cat((maps[0], total), 1))
+        off = F.pixel_shuffle(self.refine(torch.cat((maps[0], total), 1)), 2)
+        fine = F.interpolate(total, scale_factor=2.0, mode="nearest") + off
         height, width = x.shape[2:]
-        return F.pixel_shuffle(fine, 2)[:, :, :height, :width]
+        return fine[:, :, :height, :width]
 
 
 def fcn_small(
