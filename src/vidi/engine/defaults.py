@@ -133,7 +133,8 @@ def for_data(
         # At least twenty updates an epoch, in batches that fill the processor.
         gpu = device.type == "cuda"
         # From scratch, many small steps of crops bring more than few large ones.
-        most = (16 if gpu else 8) if dense or detects else 128 if gpu else 64
+        few = 16 if gpu or recipe.task == "segmentation" else 8
+        most = few if dense or detects else 128 if gpu else 64
         batch = max(8, min(most, 1 << max(0, (images // 20).bit_length() - 1)))
         if detects:  # the paper's two with weights, and for R-CNN always (128 regions)
             batch = 2 if recipe.weights is not None or _each(model) else 8
@@ -358,7 +359,7 @@ def usual_lr(recipe: Recipe, model: nn.Module, optimiser: str, steps: float | No
     if optimiser == "muon":
         if tuned:
             return 0.003
-        return 0.02 if recipe.task == "flow" else 0.04 if recipe.task in DENSE else 0.03
+        return {"flow": 0.02, "segmentation": 0.08, "boundaries": 0.04}.get(recipe.task, 0.03)
     # Without normalisation layers a plain net diverges at the rate a normed one needs.
     base = 0.02 if tuned or not normed else (0.4 if recipe.image_size <= SMALL else 0.2)
     if recipe.task == "detection":  # of 64 regions an image; tuned, the paper's 0.001 for two
