@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vidi.data.images import decode, read, read_file_header, read_header
+from vidi.data.images import _simple_jpeg, decode, read, read_file_header, read_header
 from vidi.errors import InputError
 
 
@@ -390,3 +390,52 @@ def test_header_reads_only_the_beginning(tmp_path: Path) -> None:
     file = tmp_path / "a.jpg"
     file.write_bytes(encoded(Image.fromarray(smooth(300, 400)), "JPEG")[:1000])
     assert read_file_header(str(file)).size == (300, 400)
+
+
+def jpegs() -> dict[str, bytes]:
+    """Whether in colour or grey, baseline or progressive, with and without what may stand ahead."""
+    colour = Image.fromarray(smooth())
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    return {
+        "colour": encoded(colour, "JPEG"),
+        "grey": encoded(colour.convert("L"), "JPEG"),
+        "progressive": encoded(colour, "JPEG", progressive=True, optimize=True),
+        "restarts": encoded(colour, "JPEG", restart_marker_rows=1),
+        "profile": encoded(colour, "JPEG", icc_profile=b"x" * 70_000, comment=b"seen"),
+        "turned": encoded(colour, "JPEG", exif=turned),
+        "xmp": encoded(colour, "JPEG", xmp=b'<x tiff:Orientation="3"/>'),
+        "cmyk": encoded(colour.convert("CMYK"), "JPEG"),
+    }
+
+
+@pytest.mark.parametrize("name", jpegs())
+def test_a_simple_jpegs_header_is_as_pillow_has_it(name: str) -> None:
+    data = jpegs()[name]
+    found = _simple_jpeg(data)
+    if name in ("turned", "xmp", "cmyk"):
+        assert found is None, "Pillow has to look at it"
+    else:
+        assert found == read_header(data, name)
+
+
+def test_a_damaged_jpeg_has_no_other_header_than_pillow_says() -> None:
+    """A byte of the header changed: Pillow's header, or none. Where Pillow refuses it, decoding
+    does too, or OpenCV sees an image for all that."""
+    rng = np.random.default_rng(0)
+    agreed = 0
+    for data in jpegs().values():
+        scan = data.index(b"\xff\xda")
+        for _ in range(300):
+            damaged = bytearray(data)
+            damaged[int(rng.integers(2, min(scan, 700)))] = int(rng.integers(256))
+            found = _simple_jpeg(bytes(damaged))
+            if found is None:
+                continue
+            try:
+                said = read_header(bytes(damaged), "a.jpg")
+            except InputError:
+                continue
+            assert found == said
+            agreed += 1
+    assert agreed > 500

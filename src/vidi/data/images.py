@@ -121,8 +121,14 @@ def read_header(source: bytes | BinaryIO, name: str) -> Header:
 
     Raises :class:`InputError` where it is no image, or has none.
     """
+    return opened(source, name)[1]
+
+
+def opened(source: bytes | BinaryIO, name: str) -> tuple[Any, Header]:
+    """The image as Pillow opens it, not decoded yet, and its header; errors as above."""
     file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else source
-    return _header(_opened(file, name), name)
+    image = _opened(file, name)
+    return image, _header(image, name)
 
 
 def read_file_header(path: str) -> Header:
@@ -151,8 +157,9 @@ def decode(
     Raises :class:`InputError`, which says what is wrong with ``name``: empty, no image, cut short
     or damaged, animated, too many pixels, or a depth other than 8 and 16 bits.
     """
-    image = _opened(io.BytesIO(data), name)
-    header = _header(image, name)
+    header, image = _simple_jpeg(data), None
+    if header is None:
+        image, header = opened(data, name)
     check_header(header, name, max_megapixels)
     if header.depth == 16 and header.format in ("PNG", "TIFF"):
         pixels = _deep(data)
@@ -279,6 +286,43 @@ def _header(image: Any, name: str) -> Header:
         orientation=orientation if orientation in _TURNED else 1,
         transparent_colour=transparent,
     )
+
+
+def _simple_jpeg(data: bytes) -> Header | None:
+    """The header of a JPEG in grey or colour that lies as it was seen, as most do, in a tenth of
+    the time that Pillow takes; ``None`` for any other file, which Pillow has to look at.
+
+    A JPEG is a row of segments: a marker (two bytes, the first 255), a length that counts itself,
+    and what it says (ITU-T T.81, B.1.1). They end where the scan starts.
+    """
+    if data[:3] != b"\xff\xd8\xff":
+        return None
+    found: Header | None = None
+    at = 2
+    while data[at : at + 1] == b"\xff" and at + 10 < len(data):
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == _SCAN:
+            return found
+        if marker in _FRAMES and found is None:
+            depth, components = data[at + 4], data[at + 9]
+            height = int.from_bytes(data[at + 5 : at + 7], "big")
+            width = int.from_bytes(data[at + 7 : at + 9], "big")
+            if depth != 8 or components not in (1, 3) or not height or not width:
+                return None
+            mode = "L" if components == 1 else "RGB"
+            found = Header(width, height, "JPEG", mode, 8, 1, 1, False)
+        elif marker not in _PASSED:  # among others APP1, which may turn the image
+            return None
+        at += 2 + length
+    return None
+
+
+_SCAN = 0xDA
+_FRAMES = (0xC0, 0xC1, 0xC2)
+"""Baseline, extended and progressive."""
+_PASSED = (0xE0, 0xE2, 0xED, 0xEE, 0xDB, 0xC4, 0xDD, 0xFE)
+"""Of no account here: JFIF, colour profile, Photoshop's and Adobe's notes, tables, restarts,
+comment."""
 
 
 def _depth(image: Any) -> int:
