@@ -1,9 +1,9 @@
 """From the bytes of an image file to right RGB, or a sentence that says why not.
 
 OpenCV decodes the usual kinds (twice as fast as Pillow, and it gives nothing at all for half a
-file); Pillow reads every header and decodes what OpenCV gets wrong or drops: palettes with
-transparency, CMYK, alpha in TIFF, GIF. Orientation, alpha and depth are settled here, in one place,
-whichever of them decoded.
+file); Pillow reads headers, all but a plain JPEG's, and decodes what OpenCV gets wrong or drops:
+palettes with transparency, CMYK, alpha in TIFF, GIF. Orientation, alpha and depth are settled here,
+in one place, whichever of them decoded.
 """
 
 from __future__ import annotations
