@@ -129,14 +129,14 @@ class Clock:
             self.timed_on_halves += 1
             self.seconds_on_halves += seconds
 
-    def per_step(self) -> tuple[float, float]:
-        """Seconds of a step on whole images, and on those of half the size, which is taken for a
-        quarter of the former, or that for four of this, where only one of them was timed."""
+    def per_step(self, cost: float) -> tuple[float, float]:
+        """Seconds of a step on whole images, and on those of half the size, which is taken for
+        ``cost`` of the former where only one of them was timed."""
         whole = self.timed - self.timed_on_halves
         on_wholes = (self.seconds - self.seconds_on_halves) / whole if whole else None
         halves = self.timed_on_halves
-        on_halves = self.seconds_on_halves / halves if halves else (on_wholes or 0.0) / 4
-        return 4 * on_halves if on_wholes is None else on_wholes, on_halves
+        on_halves = self.seconds_on_halves / halves if halves else (on_wholes or 0.0) * cost
+        return on_halves / cost if on_wholes is None else on_wholes, on_halves
 
 
 MEASURED = (5, 25)
@@ -553,7 +553,7 @@ def _measured_length(
     if clock.steps < MEASURED[1]:
         return None, at.cost
     assert recipe.length.minutes is not None and recipe.batch_size != "auto"
-    on_wholes, on_halves = clock.per_step()
+    on_wholes, on_halves = clock.per_step(at.cost)
     cost = min(1.0, on_halves / on_wholes)
     small = schedules.halves(_number(recipe.schedule.half), 1000, cost) / 1000
     per_step = small * on_halves + (1 - small) * on_wholes
@@ -572,7 +572,7 @@ def _seconds_left(clock: Clock, at: Position) -> float | None:
         return None
     left = at.total - at.step
     small = max(0, min(left, at.halves - at.step))
-    on_wholes, on_halves = clock.per_step()
+    on_wholes, on_halves = clock.per_step(at.cost)
     # Evaluations take as large a part of the time as they did so far.
     besides = (time.perf_counter() - clock.started) / clock.seconds
     return (small * on_halves + (left - small) * on_wholes) * besides
