@@ -130,6 +130,7 @@ def test_muon_takes_matrices_together_as_one_by_one() -> None:
     """Tall and wide ones whose shorter sides are equal, a square, and one that is alone."""
     torch.manual_seed(0)
     matrices = [torch.randn(shape) for shape in ((16, 144), (60, 16), (9, 20), (16, 16), (16, 32))]
+    matrices.append(torch.randn(16, 20).double())
     for together, one in zip(muon.orthogonal(matrices), matrices, strict=True):
         assert together.shape == one.shape
         torch.testing.assert_close(together, muon.orthogonal([one])[0], atol=1e-5, rtol=0)

@@ -133,7 +133,7 @@ def for_data(
         # At least twenty updates an epoch, in batches that fill the processor.
         gpu = device.type == "cuda"
         # From scratch, many small steps of crops bring more than few large ones.
-        few = 16 if gpu or recipe.task == "segmentation" else 8
+        few = 16 if gpu or (recipe.task == "segmentation" and recipe.weights is None) else 8
         most = few if dense or detects else 128 if gpu else 64
         batch = max(8, min(most, 1 << max(0, (images // 20).bit_length() - 1)))
         if detects:  # the paper's two with weights, and for R-CNN always (128 regions)

@@ -63,9 +63,9 @@ def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
     """
     wide: list[Tensor] = [m.T if m.shape[0] > m.shape[1] else m for m in matrices]
     wide = [x / (x.norm() + 1e-7) for x in wide]  # the largest singular value is then at most 1
-    alike: dict[tuple[int, torch.device], list[int]] = defaultdict(list)
+    alike: dict[tuple[int, torch.device, torch.dtype], list[int]] = defaultdict(list)
     for i, x in enumerate(wide):
-        alike[len(x), x.device].append(i)
+        alike[len(x), x.device, x.dtype].append(i)
     for rows in alike.values():
         product = _steps(torch.stack([wide[i] @ wide[i].T for i in rows]))
         for i, steps in zip(rows, product, strict=True):
