@@ -249,7 +249,7 @@ def test_features_that_are_all_the_same() -> None:
     found = probe(made)
     assert found.constant and "dead" in found.sentence
     coefficients, intercepts = line(made, found.scale)
-    assert np.abs(coefficients).max() < 1e-9
+    assert np.abs(coefficients).max() < 1e-6  # processors sum in other orders
     assert intercepts == pytest.approx([1 / 3] * 3)
 
 

