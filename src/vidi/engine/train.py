@@ -129,7 +129,7 @@ class Clock:
             self.timed_on_halves += 1
             self.seconds_on_halves += seconds
 
-    def per_step(self, cost: float) -> tuple[float, float]:
+    def per_step(self, cost: float = schedules.COST) -> tuple[float, float]:
         """Seconds of a step on whole images, and on those of half the size, which is taken for
         ``cost`` of the former where only one of them was timed."""
         whole = self.timed - self.timed_on_halves
