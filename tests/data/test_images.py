@@ -420,8 +420,7 @@ def test_a_simple_jpegs_header_is_as_pillow_has_it(name: str) -> None:
 
 
 def test_a_damaged_jpeg_has_no_other_header_than_pillow_says() -> None:
-    """A byte of the header changed: Pillow's header, or none. Where Pillow refuses it, decoding
-    does too, or OpenCV sees an image for all that."""
+    """A byte of the header changed: Pillow's header, or none, unless Pillow refuses the file."""
     rng = np.random.default_rng(0)
     agreed = 0
     for data in jpegs().values():

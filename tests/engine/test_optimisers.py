@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,8 +10,10 @@ from torch import nn
 import vidi
 from vidi import models
 from vidi import recipe as recipes
+from vidi.data.survey import Survey
 from vidi.engine import defaults, muon, optimisers
 from vidi.recipe import Optimiser, Recipe
+from vidi.types import Normalisation
 
 
 def settled(**changes: object) -> Optimiser:
@@ -172,6 +175,19 @@ def test_a_rate_that_is_given_is_sgds() -> None:
     tuned = recipes.replace(recipe, {"weights": "imagenet"})
     found, _ = defaults.for_model(tuned, model, 4e7, 1000, torch.device("cpu"), 0.1)
     assert found.optimiser.name == "sgd"
+
+
+def test_only_segmentation_from_scratch_takes_sixteen_crops_a_step() -> None:
+    """On a CPU; a step of a network with weights is for few images, and its rate goes by them."""
+    seen = Survey(Normalisation((0.5,) * 3, (0.2,) * 3), grey=False, sides=np.full((9, 2), 128))
+    for change, size in (
+        ({"task": "segmentation"}, 16),
+        ({"task": "segmentation", "weights": "imagenet"}, 8),
+        ({"task": "boundaries"}, 8),
+    ):
+        wanted = recipes.replace(Recipe(), change)
+        found, _ = defaults.for_data(wanted, seen, 10_000, torch.device("cpu"), None)
+        assert found.batch_size == size
 
 
 @pytest.mark.parametrize(

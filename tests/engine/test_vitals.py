@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import vidi
-from vidi.engine import vitals
+from vidi.engine import schedules, vitals
 from vidi.engine.vitals import Look, due, read_vitals
 
 QUIET = {"pictures": False}
@@ -246,5 +246,5 @@ def test_a_look_does_not_count_as_a_step_s_time() -> None:
         look = due(step)
         clock.step(5.0 if look else 1.0, 64, half=False, usual=not look)
     assert clock.steps == MEASURED[1]
-    assert clock.per_step()[0] == pytest.approx(1.0)
+    assert clock.per_step(schedules.COST)[0] == pytest.approx(1.0)
     assert clock.images_per_second == pytest.approx(64)

@@ -69,6 +69,15 @@ _TURNED = {
 }
 
 
+# Markers of a JPEG's segments (ITU-T T.81, table B.1).
+_SCAN = 0xDA
+_FRAMES = (0xC0, 0xC1, 0xC2)
+"""Baseline, extended and progressive."""
+_PASSED = (0xE0, 0xE2, 0xED, 0xEE, 0xDB, 0xC4, 0xDD, 0xFE)
+"""Of no account here: JFIF, colour profile, Photoshop's and Adobe's notes, tables, restarts,
+comment."""
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """What a file says of its image before it is decoded.
@@ -315,14 +324,6 @@ def _simple_jpeg(data: bytes) -> Header | None:
             return None
         at += 2 + length
     return None
-
-
-_SCAN = 0xDA
-_FRAMES = (0xC0, 0xC1, 0xC2)
-"""Baseline, extended and progressive."""
-_PASSED = (0xE0, 0xE2, 0xED, 0xEE, 0xDB, 0xC4, 0xDD, 0xFE)
-"""Of no account here: JFIF, colour profile, Photoshop's and Adobe's notes, tables, restarts,
-comment."""
 
 
 def _depth(image: Any) -> int:

@@ -129,7 +129,7 @@ class Clock:
             self.timed_on_halves += 1
             self.seconds_on_halves += seconds
 
-    def per_step(self, cost: float = schedules.COST) -> tuple[float, float]:
+    def per_step(self, cost: float) -> tuple[float, float]:
         """Seconds of a step on whole images, and on those of half the size, which is taken for
         ``cost`` of the former where only one of them was timed."""
         whole = self.timed - self.timed_on_halves
@@ -564,7 +564,8 @@ def _measured_length(
     per_evaluation = (time.perf_counter() - began) * val.steps_per_epoch
     left = 60 * recipe.length.minutes - (time.perf_counter() - clock.started)
     steps = at.step + max(0, int(left / (per_step + per_evaluation / evaluate_every)))
-    return int(distributed.from_writer(steps)), float(distributed.from_writer(cost))
+    total, cost = distributed.from_writer((steps, cost))
+    return total, cost
 
 
 def _seconds_left(clock: Clock, at: Position) -> float | None:
