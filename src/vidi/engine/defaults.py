@@ -359,7 +359,7 @@ def usual_lr(recipe: Recipe, model: nn.Module, optimiser: str, steps: float | No
     if optimiser == "muon":
         if tuned:
             return 0.003
-        return {"flow": 0.02, "segmentation": 0.12, "boundaries": 0.04}.get(recipe.task, 0.03)
+        return {"flow": 0.02, "segmentation": 0.08, "boundaries": 0.04}.get(recipe.task, 0.03)
     # Without normalisation layers a plain net diverges at the rate a normed one needs.
     base = 0.02 if tuned or not normed else (0.4 if recipe.image_size <= SMALL else 0.2)
     if recipe.task == "detection":  # of 64 regions an image; tuned, the paper's 0.001 for two
