@@ -120,6 +120,31 @@ def test_one_axis_shrinks_by_areas_while_the_other_grows() -> None:
     assert np.abs(found - means).max() <= 1.0
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("sides", [(20, 20), (27, 24), (40, 38), (28, 12)])
+def test_quick_boxes_are_bilinear(sides: tuple[int, int], mirror: bool) -> None:
+    h, w = sides
+    image = noise(50, 50)
+    matrix = g.crop((6, 5, 6 + w, 5 + h), (20, 20))
+    if mirror:
+        matrix = g.compose(matrix, g.flip(20))
+    found = g.warp(image, matrix, (20, 20), quick=True)
+    # Beyond the box's outermost centres its outermost pixels go on.
+    box = np.pad(image[5 : 5 + h, 6 : 6 + w], ((1, 1), (1, 1), (0, 0)), mode="edge")
+    apart = found - reference(box, matrix @ g.translation(5, 4), (20, 20), FILL)
+    assert np.abs(apart).max() < 2, "8-bit shares of pixels, rounded twice"
+    assert np.abs(apart).mean() < 0.5
+
+
+@pytest.mark.parametrize("sides", [(41, 20), (20, 41), (12, 44), (20, 20)])
+def test_quick_changes_nothing_beyond_its_factor_nor_of_copies(sides: tuple[int, int]) -> None:
+    image = noise(50, 50)
+    matrix = g.crop((6, 5, 6 + sides[1], 5 + sides[0]), (20, 20))
+    assert np.array_equal(g.warp(image, matrix, 20, quick=True), g.warp(image, matrix, 20))
+    turned = g.compose(matrix, g.rotation(0.3))
+    assert np.array_equal(g.warp(image, turned, 20, quick=True), g.warp(image, turned, 20))
+
+
 def test_a_marked_spot_goes_where_the_matrix_says() -> None:
     """The centre of mass of a blob, for cuts, mirrors, shrinking and general matrices."""
     matrices = [

@@ -12,6 +12,7 @@ from vidi import models
 from vidi import recipe as recipes
 from vidi.data.survey import Survey
 from vidi.engine import defaults, muon, optimisers
+from vidi.engine.prepare import kept_size
 from vidi.recipe import Optimiser, Recipe
 from vidi.types import Normalisation
 
@@ -188,6 +189,28 @@ def test_only_segmentation_from_scratch_takes_sixteen_crops_a_step() -> None:
         wanted = recipes.replace(Recipe(), change)
         found, _ = defaults.for_data(wanted, seen, 10_000, torch.device("cpu"), None)
         assert found.batch_size == size
+
+
+@pytest.mark.parametrize(
+    ("median", "change", "kept"),
+    [
+        (180, {}, 192),  # nothing is enlarged
+        (193, {}, 193),
+        (256, {}, 256),
+        (257, {}, 192),
+        (500, {}, 192),
+        (224, {"augmentation.crop": "resize"}, 128),
+        (224, {"augmentation.preset": "none"}, 128),
+    ],
+)
+def test_images_hardly_larger_than_needed_stay_so(
+    median: int, change: dict[str, object], kept: int
+) -> None:
+    sides = np.array([[median, 600], [700, median], [900, 900], [median - 60, 800], [median, 500]])
+    seen = Survey(Normalisation((0.5,) * 3, (0.2,) * 3), grey=False, sides=sides)
+    wanted = recipes.replace(Recipe(), {"task": "classification", "image_size": 128, **change})
+    found, _ = defaults.for_data(wanted, seen, 10_000, torch.device("cpu"), None)
+    assert kept_size(found) == kept
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def warp_sample(
     full: tuple[int, int] | None = None,
     out: Array | None = None,
     out2: Array | None = None,
+    quick: bool = False,
 ) -> Sample:
     """The sample under the matrix, all of it; fields that are ``None`` stay so.
 
@@ -44,7 +45,8 @@ def warp_sample(
     (h, w). ``matrix2``: that of the second frame, if it has its own. ``fill``: RGB of what lies
     outside an image. ``min_visible``: see :func:`warp_boxes`. ``full``: height and width of the
     original, in whose pixels the annotations are, where the images are shrunk copies. ``out``,
-    ``out2``: where to write the images, uint8 [h, w, 3].
+    ``out2``: where to write the images, uint8 [h, w, 3]. ``quick``: of the images, see
+    :func:`vidi.data.geometry.warp`.
 
     - image, image2: :func:`vidi.data.geometry.warp`, the only one that shrinks by areas first;
     - mask, instances: the nearest pixel; outside, a mask is 255 (ignore) and instances are 0;
@@ -58,12 +60,12 @@ def warp_sample(
     and flow that is not valid is 0; a crop of whole pixels or a mirror moves everything exactly.
     """
     assert geometry.affine(matrix)
-    height, width = sample.image.shape[:2] if full is None else full
+    full = sample.image.shape[:2] if full is None else full
     second = matrix if matrix2 is None else matrix2
     changed: dict[str, Any] = {}
-    changed["image"] = _image(sample.image, matrix, size, (height, width), fill, out)
+    changed["image"] = _image(sample.image, matrix, size, full, fill, out, quick)
     if sample.image2 is not None:
-        changed["image2"] = _image(sample.image2, second, size, (height, width), fill, out2)
+        changed["image2"] = _image(sample.image2, second, size, full, fill, out2, quick)
     if sample.mask is not None:
         changed["mask"] = geometry.nearest(sample.mask, matrix, size, IGNORE)
     if sample.instances is not None:
@@ -97,11 +99,12 @@ def _image(
     full: tuple[int, int],
     fill: tuple[int, int, int],
     out: Array | None,
+    quick: bool,
 ) -> Array:
     h, w = image.shape[:2]
     if (h, w) != full:
         matrix = matrix @ geometry.scaling(full[1] / w, full[0] / h)
-    return geometry.warp(image, matrix, size, fill, out=out)
+    return geometry.warp(image, matrix, size, fill, out=out, quick=quick)
 
 
 def warp_boxes(

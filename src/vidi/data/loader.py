@@ -345,6 +345,7 @@ class Loader:
             full=size,
             out=views.get("image"),
             out2=views.get("image2"),
+            quick=self.train,
         )
         if sample.image2 is None:
             photometry.apply(plan, row, sample.image, self.fill)

@@ -53,6 +53,11 @@ what moves is learned later than what is there."""
 DETECTED = (192, 320)
 """The shorter side of images, in pixels, at which detection is learned from scratch on a CPU: at
 least, so that small objects show their outlines, and at most."""
+MARGIN = 1.5
+HARDLY = 2.0
+"""Images of which random parts are seen are kept, shrunk, at 1.5 times the input's side; or at
+their own, where the median is at most twice the input's: to shrink them by so little would take
+more time than it spares memory."""
 FLOW_CROP = 64
 """Flow's crops have a multiple of this many pixels a side, to which its networks shrink them."""
 ON_HALVES = 0.4
@@ -168,6 +173,10 @@ def for_data(
             f"a boundary is what {agree} annotators mark (all, where an image has fewer); pixels "
             f"that fewer mark {rest[disagreement]} (--data.agree, --data.disagreement)"
         )
+    augmentation = augment.resolve(augmentation)
+    cut = not dense and augmentation.crop == "random-resized"
+    if recipe.data.shorter == "auto" and cut and MARGIN * size < survey.shorter <= HARDLY * size:
+        shorter = survey.shorter
     precision = recipe.precision
     if precision == "auto":
         precision = best_precision(device)
@@ -189,7 +198,7 @@ def for_data(
         precision=precision,
         channels_last=channels_last,
         compile=compiled,
-        augmentation=augment.resolve(augmentation),
+        augmentation=augmentation,
         data=replace(
             recipe.data,
             threads=threads,

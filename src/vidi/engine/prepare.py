@@ -38,10 +38,6 @@ from vidi.recipe import Data, Detection, Recipe
 from vidi.tasks import Task, detection
 from vidi.types import Array, Normalisation
 
-MARGIN = 1.5
-"""Images are kept shrunk to this many times the input size, so that a random resized crop of half
-their side still has a pixel for every pixel."""
-
 FINDING = 0.1
 """The share of a length in minutes that the search for a rate takes, at most."""
 POWERS = {"weights": 1.0, "sqrt-weights": 0.5}
@@ -125,7 +121,7 @@ def prepare(
         _refuse_for_dense(recipe, dataset.task)
     elif (
         recipe.augmentation.crop in ("zoom", "whole")
-        or recipe.data.shorter not in ("auto", 0)
+        or (saved is None and recipe.data.shorter not in ("auto", 0))
         or recipe.optimiser.sum_pixels
     ):
         raise InputError(
@@ -618,10 +614,12 @@ def kept_size(recipe: Recipe) -> int | None:
     if recipe.task in models.DENSE:
         assert recipe.data.shorter != "auto"
         return recipe.data.shorter or None
-    enlarged = recipe.augmentation.crop == "random-resized"
     if recipe.augmentation.crop == "whole":  # of detection
         return None
-    return math.ceil(recipe.image_size * (MARGIN if enlarged else 1))
+    if recipe.augmentation.crop == "random-resized":
+        assert recipe.data.shorter != "auto"
+        return recipe.data.shorter or math.ceil(recipe.image_size * defaults.MARGIN)
+    return recipe.image_size
 
 
 def _refuse_for_single_images(recipe: Recipe, root: str) -> None:
