@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vidi.data.images import _simple_jpeg, decode, read, read_file_header, read_header
+from vidi.data.images import _simple_jpeg, decode, opened, read, read_file_header, read_header
 from vidi.errors import InputError
 
 
@@ -410,13 +410,18 @@ def jpegs() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", jpegs())
-def test_a_simple_jpegs_header_is_as_pillow_has_it(name: str) -> None:
+def test_a_simple_jpegs_header_is_as_pillow_has_it(name: str, tmp_path: Path) -> None:
     data = jpegs()[name]
+    right = opened(data, name)[1]
+    file = tmp_path / "a.jpg"
+    file.write_bytes(data)
+    assert read_header(data, name) == right
+    assert read_file_header(str(file)) == right, "of which only the start is read"
     found = _simple_jpeg(data)
     if name in ("turned", "xmp", "cmyk"):
         assert found is None, "Pillow has to look at it"
     else:
-        assert found == read_header(data, name)
+        assert found == right
 
 
 def test_a_damaged_jpeg_has_no_other_header_than_pillow_says() -> None:
@@ -432,7 +437,7 @@ def test_a_damaged_jpeg_has_no_other_header_than_pillow_says() -> None:
             if found is None:
                 continue
             try:
-                said = read_header(bytes(damaged), "a.jpg")
+                said = opened(bytes(damaged), "a.jpg")[1]
             except InputError:
                 continue
             assert found == said

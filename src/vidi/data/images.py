@@ -71,6 +71,8 @@ _TURNED = {
 
 # Markers of a JPEG's segments (ITU-T T.81, table B.1).
 _SCAN = 0xDA
+_START = 4096
+"""Bytes within which a JPEG's header mostly ends."""
 _FRAMES = (0xC0, 0xC1, 0xC2)
 """Baseline, extended and progressive."""
 _PASSED = (0xE0, 0xE2, 0xED, 0xEE, 0xDB, 0xC4, 0xDD, 0xFE)
@@ -130,7 +132,12 @@ def read_header(source: bytes | BinaryIO, name: str) -> Header:
 
     Raises :class:`InputError` where it is no image, or has none.
     """
-    return opened(source, name)[1]
+    if isinstance(source, bytes):
+        start = source
+    else:
+        start = source.read(_START)
+        source.seek(0)
+    return _simple_jpeg(start) or opened(source, name)[1]
 
 
 def opened(source: bytes | BinaryIO, name: str) -> tuple[Any, Header]:

@@ -88,7 +88,8 @@ class Rule:
             return np.asarray(values == 255, np.uint8)
         low = values if values.dtype == np.uint8 else np.clip(values, 0, 255).astype(np.uint8)
         # By OpenCV's tables: NumPy's look-up takes as long as decoding the file.
-        if not cv2.LUT(low, self.known.view(np.uint8)).all() or (low != values).any():
+        cut = low is not values and (low != values).any()
+        if cut or not cv2.LUT(low, self.known.view(np.uint8)).all():
             strange = ~self.known[low] | (low != values)
             raise InputError(self._strange(values[strange], path, "the values", str))
         return np.asarray(cv2.LUT(low, self.numbers))
