@@ -33,7 +33,7 @@ from vidi.models.weights import (
     load_weights,
     published_preprocessing,
 )
-from vidi.ops import anchors
+from vidi.ops import anchors, convolution
 from vidi.recipe import Data, Detection, Recipe
 from vidi.tasks import Task, detection
 from vidi.types import Array, Normalisation
@@ -239,6 +239,8 @@ def prepare(
             freeze(member, recipe.freeze)
     frozen = frozen_modules(model)
     model = device.layout(model.to(where), bool(recipe.channels_last))
+    if where.type == "cpu" and not recipe.compile:
+        convolution.convert(model)
 
     # Images: where they are kept, and whether they can all be read.
     shorter = kept_size(recipe)
