@@ -67,7 +67,7 @@ class Optimiser:
     beta2: float = 0.999
     """AdamW's second beta."""
     weight_decay: float | Auto = "auto"
-    """L2 penalty (SGD), decoupled decay (AdamW)."""
+    """L2 penalty (SGD), decoupled decay (AdamW, Muon)."""
     decay_biases_and_norms: bool = False
     """Decay biases and normalisation parameters too."""
     trunk_lr: float | Auto = "auto"

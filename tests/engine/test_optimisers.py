@@ -73,6 +73,22 @@ def test_sgd_is_its_formula(nesterov: bool) -> None:
     assert torch.allclose(model.weight.double(), weight, atol=1e-6)
 
 
+def test_muon_decays_all_alike_and_apart_from_the_gradient() -> None:
+    """Hidden layers and heads shrink by rate times decay a step; biases and norms stay."""
+    recipe = settled(name="muon")
+    model = network()
+    groups = optimisers.groups(model, recipe, 0.02, lambda n: True)
+    assert {g["matrix"] for g in groups if g["weight_decay"]} == {True, False}
+    before = [p.detach().clone() for p in model.parameters()]
+    optimiser = optimisers.make(groups, recipe, 0.02)
+    for _ in range(3):
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        optimiser.step()
+    for a, b in zip(model.parameters(), before, strict=True):
+        torch.testing.assert_close(a.detach(), b * (1 - 0.02 * 0.1) ** 3 if b.ndim > 1 else b)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
 def test_restored_state_continues_bit_for_bit(name: str) -> None:
     recipe = settled(name=name)
@@ -147,16 +163,15 @@ def test_muon_is_pytorchs_on_a_matrix_and_sgd_elsewhere() -> None:
     ours = optimisers.make(optimisers.groups(model, recipe, 0.05, lambda n: True), recipe, 0.05)
     # PyTorch's carries the average of gradients, ours their sum; the direction is the same.
     theirs = torch.optim.Muon([twin[0].weight], lr=0.05, momentum=0.95, weight_decay=0.1)
-    others = [twin[0].bias, twin[1].bias]
-    sgd = torch.optim.SGD(
-        [{"params": [twin[1].weight], "weight_decay": 0.1}, {"params": others}],
-        lr=0.5, momentum=0.9, nesterov=True,
-    )  # fmt: skip
+    others = [twin[0].bias, twin[1].weight, twin[1].bias]
+    sgd = torch.optim.SGD(others, lr=0.5, momentum=0.9, nesterov=True)
     for seed in range(4):
         torch.manual_seed(seed)
         for p, q in zip(model.parameters(), twin.parameters(), strict=True):
             p.grad = torch.randn_like(p)
             q.grad = p.grad.clone()
+        with torch.no_grad():  # decoupled, at the matrices' rate
+            twin[1].weight.mul_(1 - 0.05 * 0.1)
         for optimiser in (ours, theirs, sgd):
             optimiser.step()
     for p, q in zip(list(model.parameters())[1:], list(twin.parameters())[1:], strict=True):
@@ -171,8 +186,10 @@ def test_a_rate_that_is_given_is_sgds() -> None:
     recipe = recipes.replace(Recipe(), {"image_size": 32, "batch_size": 64})
     for change, name in (({}, "muon"), ({"lr": 0.1}, "sgd"), ({"optimiser.momentum": 0.8}, "sgd")):
         wanted = recipes.replace(recipe, change)
-        found, _ = defaults.for_model(wanted, model, 4e7, 1000, torch.device("cpu"), 0.1)
+        found, notes = defaults.for_model(wanted, model, 4e7, 1000, torch.device("cpu"), 0.1)
         assert found.optimiser.name == name
+        said = any("--optimiser.name muon would suit" in note for note in notes)
+        assert said == (name == "sgd"), "why it is not the usual one"
     tuned = recipes.replace(recipe, {"weights": "imagenet"})
     found, _ = defaults.for_model(tuned, model, 4e7, 1000, torch.device("cpu"), 0.1)
     assert found.optimiser.name == "sgd"

@@ -35,6 +35,9 @@ LONG_MINUTES = 2.0
 """The same for a length in minutes."""
 MUON_SHARE = 0.1
 """Muon is the default where making its updates orthogonal costs at most this share of a step."""
+MUON_DECAY = {"segmentation": 0.01, "boundaries": 5e-4}
+"""Muon's steps have one size, so that only decay keeps weights from outgrowing them; others have
+0.02. Of boundaries more was not tried."""
 CPU_MINUTES = 10.0
 GPU_MINUTES = 30.0
 SMALL_NETWORKS = {
@@ -285,9 +288,15 @@ def for_model(
         light = small or dense or detects
         # FlowNet's is Adam, whose steps do not hang on the scale of the flow's error.
         usual: Literal["adamw", "sgd"] = "adamw" if recipe.task == "flow" else "sgd"
-        name = "muon" if light and normed and not tuned and cheap and free else usual
+        suits = light and normed and not tuned and cheap
+        name = "muon" if suits and free else usual
         if name == "muon":
             notes.append("optimiser: muon (a small network from scratch learns faster by it)")
+        elif suits:
+            notes.append(
+                f"optimiser: {name} (a given rate, momentum or decay is taken for its; "
+                "--optimiser.name muon would suit this network)"
+            )
     momentum = optimiser.momentum
     if momentum == "auto":
         momentum = 0.95 if name == "muon" else 0.9
@@ -309,6 +318,8 @@ def for_model(
         short = small and epochs <= SHORT
         if name == "adamw":
             decay = 4e-4 if recipe.task == "flow" else 0.05
+        elif name == "muon" and not tuned:
+            decay = MUON_DECAY.get(recipe.task, 0.02)
         else:
             decay = 1e-4 if tuned or short else 5e-4
     trunk_lr = optimiser.trunk_lr
@@ -368,7 +379,7 @@ def usual_lr(recipe: Recipe, model: nn.Module, optimiser: str, steps: float | No
     if optimiser == "muon":
         if tuned:
             return 0.003
-        return {"flow": 0.02, "segmentation": 0.08, "boundaries": 0.04}.get(recipe.task, 0.03)
+        return {"flow": 0.02, "segmentation": 0.08, "boundaries": 0.04}.get(recipe.task, 0.06)
     # Without normalisation layers a plain net diverges at the rate a normed one needs.
     base = 0.02 if tuned or not normed else (0.4 if recipe.image_size <= SMALL else 0.2)
     if recipe.task == "detection":  # of 64 regions an image; tuned, the paper's 0.001 for two

@@ -29,8 +29,10 @@ SGD_MOMENTUM = 0.9
 class Muon(torch.optim.Optimizer):
     """Groups with ``"matrix": True`` by Muon, the others by SGD with Nesterov's momentum.
 
-    Matrices: ``v = μv + g; θ = (1 - ηλ)θ - η √max(1, rows/columns) · orthogonal(g + μv)``, with
-    decoupled weight decay λ. Others: PyTorch's SGD, at :data:`OTHERS` times the group's rate.
+    Matrices: ``v = μv + g; θ = (1 - ηλ)θ - η √max(1, rows/columns) · orthogonal(g + μv)``. Others:
+    PyTorch's SGD, at :data:`OTHERS` times the group's rate. The weight decay λ is decoupled for
+    both (Loshchilov and Hutter 2019): added to a gradient it would count for nothing once the
+    update is made orthogonal, whose size is always the same.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float) -> None:
@@ -110,10 +112,8 @@ def _by_matrix(parameters: list[Tensor], state: dict[Tensor, Any], group: dict[s
 
 def _by_sgd(parameters: list[Tensor], state: dict[Tensor, Any], group: dict[str, Any]) -> None:
     for parameter in parameters:
-        gradient = _gradient(parameter)
-        if group["weight_decay"]:
-            gradient = gradient.add(parameter, alpha=group["weight_decay"])
-        direction = _momentum(gradient, state[parameter], SGD_MOMENTUM)
+        direction = _momentum(_gradient(parameter), state[parameter], SGD_MOMENTUM)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(direction, alpha=-OTHERS * group["lr"])
 
 
