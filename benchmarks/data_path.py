@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import time
 from collections import deque
@@ -233,8 +232,7 @@ def generated(size: int, threads: int) -> Callable[[], Iterator[int]]:
 def kept(data: Dataset, side: int) -> int:
     """The shorter side at which training keeps images of which parts of ``side`` are seen."""
     shorter = int(np.median([min(data.images.size(int(i))) for i in data.splits["train"]]))
-    own = defaults.MARGIN * side < shorter <= defaults.HARDLY * side
-    return shorter if own else math.ceil(defaults.MARGIN * side)
+    return defaults.kept(shorter, side)
 
 
 def rate(run: Callable[[], Iterator[int]], seconds: float) -> float:

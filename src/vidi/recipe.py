@@ -33,7 +33,7 @@ class Data:
     balance: Literal["none", "sampler", "weights", "sqrt-weights"] = "none"
     """Against class imbalance: draw classes equally often (sampler), or weight the loss by 1/frequency (weights) or its square root (sqrt-weights)."""  # noqa: E501
     shorter: int | Auto = "auto"
-    """Labels per pixel: images whose shorter side is longer than this (pixels) are shrunk to it, in training and prediction; 0 = none is."""  # noqa: E501
+    """Labels per pixel: images whose shorter side is longer than this (pixels) are shrunk to it, in training and prediction; 0 = none is. (Photographs of classes: settled by itself.)"""  # noqa: E501
     agree: int | Auto = "auto"
     """Boundaries: so many annotators make one; all of them, where an image has fewer."""
     disagreement: Literal["auto", "negative", "ignore", "share"] = "auto"

@@ -209,6 +209,19 @@ def test_what_cannot_be_one_ensemble(digits: Prepared, changes: Any, says: str) 
         ensembles.joined([(Path("a"), one), (Path("b"), other)])
 
 
+@pytest.mark.parametrize(("task", "alike"), [("classification", True), ("segmentation", False)])
+def test_photographs_kept_at_other_sizes_are_one_ensembles(
+    digits: Prepared, task: Any, alike: bool
+) -> None:
+    """What is kept hangs on what a seed holds out; with labels per pixel it is asked for."""
+    fittings = set()
+    for shorter in (192, 256):
+        data = dataclasses.replace(digits.description.recipe.data, shorter=shorter)
+        recipe = dataclasses.replace(digits.description.recipe, task=task, data=data)
+        fittings.add(ensembles._fitting(dataclasses.replace(digits.description, recipe=recipe)))
+    assert (len(fittings) == 1) == alike
+
+
 def test_one_run_or_one_twice_is_no_ensemble(digits: Prepared, tmp_path: Path) -> None:
     one = digits.description
     with pytest.raises(InputError, match="two runs at least"):

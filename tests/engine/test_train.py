@@ -16,6 +16,7 @@ from vidi.engine import schedules
 from vidi.engine.run import read_metrics
 from vidi.errors import InputError, RunError
 from vidi.models.perceptrons import mlp
+from vidi.ops import convolution
 from vidi.recipe import flat
 
 
@@ -425,3 +426,22 @@ def test_a_damaged_newest_state_does_not_push_out_good_ones(tmp_path: Path) -> N
 def test_a_setting_for_pairs_is_refused_for_single_images(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is for pairs of frames"):
         vidi.train("digits", run=tmp_path / "run", epochs=1, augmentation={"pair_jitter": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [({}, True), ({"channels_last": False}, False), ({"compile": True}, False)],
+    ids=["usual", "channels first", "compiled"],
+)
+def test_convolutions_may_be_products_where_that_is_quicker(
+    fields: dict[str, Any], expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def convolutional(num_classes: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten(), nn.Linear(4, num_classes))
+
+    converted = []
+    real = convolution.convert
+    monkeypatch.setattr(convolution, "convert", lambda m: converted.append(m) or real(m))
+    monkeypatch.setattr(torch, "compile", lambda module: module)
+    train(tmp_path, model=convolutional, epochs=1, device="cpu", **fields)
+    assert bool(converted) == expected

@@ -93,6 +93,15 @@ def test_large_maps_evaluation_and_fp32_are_pytorchs_to_the_bit() -> None:
             assert torch.equal(ours.train()(small), plain(small))
 
 
+def test_what_a_layer_gives_may_be_changed_in_place() -> None:
+    """As by a ReLU behind it, or where a shortcut is added."""
+    layer, x = made("strided", torch.float32, True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = convolution.convert(layer)(x)
+        (out.relu_() + 1).sum().backward()
+    assert layer.weight.grad is not None
+
+
 def test_only_plain_layers_are_converted_and_nothing_else_changes() -> None:
     network = nn.Sequential(
         nn.Conv2d(4, 4, 3, groups=2),
@@ -108,7 +117,7 @@ def test_only_plain_layers_are_converted_and_nothing_else_changes() -> None:
     assert isinstance(copy.deepcopy(network)[4], convolution.Conv2d)
 
 
-def test_a_whole_resnet_has_the_same_gradients() -> None:
+def test_a_whole_resnet_has_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three images of 64 px its last two stages have fewer pixels than weights."""
     torch.manual_seed(0)
     plain = models.resnet18(num_classes=5)
@@ -116,6 +125,9 @@ def test_a_whole_resnet_has_the_same_gradients() -> None:
     exact = copy.deepcopy(plain).double()
     x, label = torch.randn(3, 3, 64, 64), torch.tensor([0, 3, 4])
     F.cross_entropy(exact(x.double()), label).backward()
+    products = []
+    real = convolution.product
+    monkeypatch.setattr(convolution, "product", lambda *a: products.append(a) or real(*a))
     for network in (plain, ours):
         with torch.autocast("cpu", torch.bfloat16):
             out = network(x)
@@ -125,3 +137,4 @@ def test_a_whole_resnet_has_the_same_gradients() -> None:
         parts = zip(network.parameters(), exact.parameters(), strict=True)
         off[key] = sum(float((a.grad - b.grad).norm() / b.grad.norm()) for a, b in parts)  # type: ignore[operator,union-attr]
     assert off["ours"] < 1.5 * off["plain"]
+    assert len(products) == 14

@@ -48,7 +48,7 @@ def warp_sample(
     ``out2``: where to write the images, uint8 [h, w, 3]. ``quick``: of the images, see
     :func:`vidi.data.geometry.warp`.
 
-    - image, image2: :func:`vidi.data.geometry.warp`, the only one that shrinks by areas first;
+    - image, image2: :func:`vidi.data.geometry.warp`, the only one that looks at areas;
     - mask, instances: the nearest pixel; outside, a mask is 255 (ignore) and instances are 0;
     - boxes: :func:`warp_boxes`; proposals: the boxes about their moved corners, clipped to the
       target, in their number and order (one that is out of sight has no area);

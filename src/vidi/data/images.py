@@ -39,6 +39,9 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
 MAX_MEGAPIXELS = 100.0
 
+_START = 4096
+"""Bytes within which a JPEG's header mostly ends."""
+
 _OPENERS: tuple[tuple[str, Callable[[bytes], bool], Callable[[BinaryIO], Any]], ...] = (
     # By their first bytes, never by the name. Pillow's own search would also try formats that
     # start other programs (EPS), and would see the second picture of a phone's JPEG as a frame.
@@ -71,8 +74,6 @@ _TURNED = {
 
 # Markers of a JPEG's segments (ITU-T T.81, table B.1).
 _SCAN = 0xDA
-_START = 4096
-"""Bytes within which a JPEG's header mostly ends."""
 _FRAMES = (0xC0, 0xC1, 0xC2)
 """Baseline, extended and progressive."""
 _PASSED = (0xE0, 0xE2, 0xED, 0xEE, 0xDB, 0xC4, 0xDD, 0xFE)

@@ -35,9 +35,11 @@ LONG_MINUTES = 2.0
 """The same for a length in minutes."""
 MUON_SHARE = 0.1
 """Muon is the default where making its updates orthogonal costs at most this share of a step."""
-MUON_DECAY = {"segmentation": 0.01, "boundaries": 5e-4}
-"""Muon's steps have one size, so that only decay keeps weights from outgrowing them; others have
-0.02. Of boundaries more was not tried."""
+MUON_RATE = {"classification": 0.06, "segmentation": 0.08, "boundaries": 0.04, "flow": 0.02}
+"""By task; others have 0.03."""
+MUON_DECAY = {"classification": 0.02, "segmentation": 0.01}
+"""Muon's steps have one size, so that only decay keeps weights from outgrowing them. Other tasks,
+for which more than SGD's usual 0.0005 was not tried, have that."""
 CPU_MINUTES = 10.0
 GPU_MINUTES = 30.0
 SMALL_NETWORKS = {
@@ -58,9 +60,8 @@ DETECTED = (192, 320)
 least, so that small objects show their outlines, and at most."""
 MARGIN = 1.5
 HARDLY = 2.0
-"""Images of which random parts are seen are kept, shrunk, at 1.5 times the input's side; or at
-their own, where the median is at most twice the input's: to shrink them by so little would take
-more time than it spares memory."""
+"""Images of which random parts are seen are kept at a shorter side of 1.5 times the input's, or of
+twice, where the median has no more than that: shrinking by so little takes longer than decoding."""
 FLOW_CROP = 64
 """Flow's crops have a multiple of this many pixels a side, to which its networks shrink them."""
 ON_HALVES = 0.4
@@ -177,9 +178,8 @@ def for_data(
             f"that fewer mark {rest[disagreement]} (--data.agree, --data.disagreement)"
         )
     augmentation = augment.resolve(augmentation)
-    cut = not dense and augmentation.crop == "random-resized"
-    if recipe.data.shorter == "auto" and cut and MARGIN * size < survey.shorter <= HARDLY * size:
-        shorter = survey.shorter
+    if recipe.data.shorter == "auto" and not dense and augmentation.crop == "random-resized":
+        shorter = kept(survey.shorter, size)
     precision = recipe.precision
     if precision == "auto":
         precision = best_precision(device)
@@ -212,6 +212,13 @@ def for_data(
         ),
     )
     return resolved, notes
+
+
+def kept(shorter: int, size: int) -> int:
+    """The shorter side, at most, at which images are kept whose median is ``shorter`` and of which
+    random parts are seen at ``size``."""
+    hardly = MARGIN * size < shorter <= HARDLY * size
+    return math.ceil(size * (HARDLY if hardly else MARGIN))
 
 
 def _each(model: str) -> bool:
@@ -294,7 +301,7 @@ def for_model(
             notes.append("optimiser: muon (a small network from scratch learns faster by it)")
         elif suits:
             notes.append(
-                f"optimiser: {name} (a given rate, momentum or decay is taken for its; "
+                f"optimiser: {name} (a rate, momentum or decay that is given is on its scale; "
                 "--optimiser.name muon would suit this network)"
             )
     momentum = optimiser.momentum
@@ -319,7 +326,7 @@ def for_model(
         if name == "adamw":
             decay = 4e-4 if recipe.task == "flow" else 0.05
         elif name == "muon" and not tuned:
-            decay = MUON_DECAY.get(recipe.task, 0.02)
+            decay = MUON_DECAY.get(_kind(recipe), 5e-4)
         else:
             decay = 1e-4 if tuned or short else 5e-4
     trunk_lr = optimiser.trunk_lr
@@ -379,7 +386,7 @@ def usual_lr(recipe: Recipe, model: nn.Module, optimiser: str, steps: float | No
     if optimiser == "muon":
         if tuned:
             return 0.003
-        return {"flow": 0.02, "segmentation": 0.08, "boundaries": 0.04}.get(recipe.task, 0.06)
+        return MUON_RATE.get(_kind(recipe), 0.03)
     # Without normalisation layers a plain net diverges at the rate a normed one needs.
     base = 0.02 if tuned or not normed else (0.4 if recipe.image_size <= SMALL else 0.2)
     if recipe.task == "detection":  # of 64 regions an image; tuned, the paper's 0.001 for two
@@ -389,6 +396,11 @@ def usual_lr(recipe: Recipe, model: nn.Module, optimiser: str, steps: float | No
         # (benchmarks/lr_auto.py on imagenette-small).
         base *= min(1.0, round(math.sqrt(steps / LONG), 2))
     return round(base * recipe.batch_size / 128, 6)
+
+
+def _kind(recipe: Recipe) -> str:
+    """The task; of classification's networks one."""
+    return "classification" if recipe.task == "multilabel" else recipe.task
 
 
 def _normed(model: nn.Module) -> bool:

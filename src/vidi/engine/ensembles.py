@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from vidi import models
 from vidi.data import augment
 from vidi.data.loader import Loader
 from vidi.engine import evaluate as engine
@@ -274,8 +275,10 @@ def _image_size(own: Description) -> Any:
 
 
 def _fitting(own: Description) -> Any:
-    """How evaluation sees an image, by its name, and where the shorter side is cut down to."""
-    return augment.EVALUATION.get(own.recipe.augmentation.crop, "resize"), own.recipe.data.shorter
+    """How evaluation sees an image, by its name, and, with labels per pixel, where the shorter side
+    is cut down to."""
+    shorter = own.recipe.data.shorter if own.recipe.task in models.DENSE else 0
+    return augment.EVALUATION.get(own.recipe.augmentation.crop, "resize"), shorter
 
 
 def _some(classes: Sequence[str], most: int = 5) -> str:

@@ -24,15 +24,17 @@ COEFFICIENTS = (3.4445, -4.775, 2.0315)
 OTHERS = 10.0
 """Rate of what SGD moves (biases, norms, head), relative to the matrices' rate."""
 SGD_MOMENTUM = 0.9
+SGD_DECAY = 5e-4
+"""What matrices take, which keep the size of their steps whatever is added to a gradient, would
+drown what the others have to learn."""
 
 
 class Muon(torch.optim.Optimizer):
     """Groups with ``"matrix": True`` by Muon, the others by SGD with Nesterov's momentum.
 
-    Matrices: ``v = μv + g; θ = (1 - ηλ)θ - η √max(1, rows/columns) · orthogonal(g + μv)``. Others:
-    PyTorch's SGD, at :data:`OTHERS` times the group's rate. The weight decay λ is decoupled for
-    both (Loshchilov and Hutter 2019): added to a gradient it would count for nothing once the
-    update is made orthogonal, whose size is always the same.
+    Matrices: ``v = μv + g; θ = (1 - ηλ)θ - η √max(1, rows/columns) · orthogonal(g + μv)``, with
+    decoupled weight decay λ. Others: PyTorch's SGD, at :data:`OTHERS` times the group's rate, and
+    of λ at most :data:`SGD_DECAY`, which is added to their gradients.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float) -> None:
@@ -111,9 +113,12 @@ def _by_matrix(parameters: list[Tensor], state: dict[Tensor, Any], group: dict[s
 
 
 def _by_sgd(parameters: list[Tensor], state: dict[Tensor, Any], group: dict[str, Any]) -> None:
+    decay = min(group["weight_decay"], SGD_DECAY)
     for parameter in parameters:
-        direction = _momentum(_gradient(parameter), state[parameter], SGD_MOMENTUM)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        gradient = _gradient(parameter)
+        if decay:
+            gradient = gradient.add(parameter, alpha=decay)
+        direction = _momentum(gradient, state[parameter], SGD_MOMENTUM)
         parameter.add_(direction, alpha=-OTHERS * group["lr"])
 
 

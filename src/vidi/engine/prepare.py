@@ -239,7 +239,7 @@ def prepare(
             freeze(member, recipe.freeze)
     frozen = frozen_modules(model)
     model = device.layout(model.to(where), bool(recipe.channels_last))
-    if where.type == "cpu" and not recipe.compile:
+    if where.type == "cpu" and recipe.channels_last and not recipe.compile:
         convolution.convert(model)
 
     # Images: where they are kept, and whether they can all be read.
@@ -619,8 +619,9 @@ def kept_size(recipe: Recipe) -> int | None:
     if recipe.augmentation.crop == "whole":  # of detection
         return None
     if recipe.augmentation.crop == "random-resized":
-        assert recipe.data.shorter != "auto"
-        return recipe.data.shorter or math.ceil(recipe.image_size * defaults.MARGIN)
+        if recipe.data.shorter in ("auto", 0):  # of runs that did not record it
+            return math.ceil(recipe.image_size * defaults.MARGIN)
+        return int(recipe.data.shorter)
     return recipe.image_size
 
 

@@ -8,6 +8,7 @@ long for the layer itself, in bfloat16. The product is the same sum, in another 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,12 +35,8 @@ class Conv2d(nn.Conv2d):
         if x.ndim != 4:
             return False
         assert not isinstance(self.padding, str)
-        pixels = len(x)
-        for length, kernel, stride, padding in zip(
-            x.shape[2:], self.kernel_size, self.stride, self.padding, strict=True
-        ):
-            pixels *= (length + 2 * padding - kernel) // stride + 1
-        return 0 < pixels < self.weight[0].numel()
+        h, w = _size(x.shape[2:], self.kernel_size, self.stride, self.padding)
+        return 0 < len(x) * h * w < self.weight[0].numel()
 
 
 def product(x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
@@ -51,7 +48,7 @@ def product(x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[i
 
 def convert(network: nn.Module) -> nn.Module:
     """The network, its plain ``nn.Conv2d`` layers made :class:`Conv2d`, in place. Parameters, names
-    and hooks stay."""
+    and hooks stay. For networks whose weights lie channels-last, as what a product gives does."""
     for module in network.modules():
         if type(module) is nn.Conv2d and _plain(module):
             module.__class__ = Conv2d
@@ -70,11 +67,20 @@ class _Product(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
     ) -> Tensor:
-        rows, size = _patches(x, weight.shape[2:], stride, padding)
+        size = _size(x.shape[2:], weight.shape[2:], stride, padding)
+        rows = _patches(x, weight.shape[2:], size, stride, padding)
         ctx.save_for_backward(rows, weight)
         ctx.rest = x.shape, stride, padding
         columns = weight.permute(0, 2, 3, 1).reshape(len(weight), -1).T
-        return (rows @ columns).view(len(x), *size, len(weight)).permute(0, 3, 1, 2)
+        out = torch.empty(
+            (len(x), len(weight), *size),
+            dtype=x.dtype,
+            device=x.device,
+            memory_format=torch.channels_last,
+        )
+        # Not returned as a view of the product, which nobody could change in place.
+        torch.mm(rows, columns, out=out.permute(0, 2, 3, 1).view(len(rows), -1))
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -92,13 +98,27 @@ class _Product(torch.autograd.Function):
 
 
 def _patches(
-    x: Tensor, kernel: torch.Size, stride: tuple[int, int], padding: tuple[int, int]
-) -> tuple[Tensor, tuple[int, int]]:
-    """[B·h·w, kh·kw·C], and (h, w)."""
+    x: Tensor,
+    kernel: Sequence[int],
+    size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+) -> Tensor:
+    """[B·h·w, kh·kw·C], for (h, w) of ``size``."""
     (kh, kw), (sh, sw), (ph, pw) = kernel, stride, padding
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pw, pw, ph, ph))
-    batch, height, width, channels = padded.shape
-    h, w = (height - kh) // sh + 1, (width - kw) // sw + 1
     b, y, z, c = padded.stride()
-    seen = padded.as_strided((batch, h, w, kh, kw, channels), (b, y * sh, z * sw, y, z, c))
-    return seen.reshape(batch * h * w, -1), (h, w)
+    shape = (len(x), *size, kh, kw, x.shape[1])
+    seen = padded.as_strided(shape, (b, y * sh, z * sw, y, z, c))
+    return seen.reshape(len(x) * size[0] * size[1], -1)
+
+
+def _size(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> tuple[int, int]:
+    """Height and width of what a convolution gives."""
+    h, w = (
+        (length + 2 * p - k) // s + 1
+        for length, k, s, p in zip(size, kernel, stride, padding, strict=True)
+    )
+    return h, w
