@@ -86,6 +86,8 @@ def test_large_maps_evaluation_and_fp32_are_pytorchs_to_the_bit() -> None:
     ours = convolution.convert(copy.deepcopy(plain))
     large, small = torch.randn(2, 3, 20, 20), torch.randn(1, 3, 4, 4)
     assert torch.equal(ours(small), plain(small))
+    assert ours.to("meta")(small.to("meta")).shape == (1, 8, 4, 4)
+    ours = convolution.convert(copy.deepcopy(plain))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(ours(large), plain(large))
         assert torch.equal(ours.eval()(small), plain(small))

@@ -53,7 +53,7 @@ def fresh(made: Prepared, network: Any = None) -> tuple[nn.Module, Callable[[nn.
     if recipe.freeze and recipe.freeze != ("none",):
         for _, member in members_of(model):
             freeze(member, recipe.freeze)
-    model = device.layout(model.to(made.compute.device), bool(recipe.channels_last))
+    model = device.for_training(model, made.compute.device, recipe)
     frozen = frozen_modules(model)
 
     def train_mode(module: nn.Module) -> None:

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from vidi.errors import InputError
+from vidi.ops import convolution
+from vidi.recipe import Recipe
 from vidi.types import Batch, Normalisation
 
 SMALL_WORK = 5e8
@@ -166,3 +168,11 @@ def _of_rows(
 
 def layout(model: nn.Module, channels_last: bool) -> nn.Module:
     return model.to(memory_format=torch.channels_last) if channels_last else model
+
+
+def for_training(model: nn.Module, device: torch.device, recipe: Recipe) -> nn.Module:
+    """The network on the device, in the recipe's layout, with the convolutions it trains with."""
+    model = layout(model.to(device), bool(recipe.channels_last))
+    if device.type == "cpu" and recipe.channels_last and not recipe.compile:
+        convolution.convert(model)
+    return model

@@ -33,7 +33,7 @@ from vidi.models.weights import (
     load_weights,
     published_preprocessing,
 )
-from vidi.ops import anchors, convolution
+from vidi.ops import anchors
 from vidi.recipe import Data, Detection, Recipe
 from vidi.tasks import Task, detection
 from vidi.types import Array, Normalisation
@@ -238,9 +238,7 @@ def prepare(
         for _, member in members_of(model):
             freeze(member, recipe.freeze)
     frozen = frozen_modules(model)
-    model = device.layout(model.to(where), bool(recipe.channels_last))
-    if where.type == "cpu" and recipe.channels_last and not recipe.compile:
-        convolution.convert(model)
+    model = device.for_training(model, where, recipe)
 
     # Images: where they are kept, and whether they can all be read.
     shorter = kept_size(recipe)

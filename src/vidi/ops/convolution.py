@@ -18,15 +18,15 @@ from torch.nn.grad import conv2d_input
 
 
 class Conv2d(nn.Conv2d):
-    """``nn.Conv2d`` without groups and dilation, padded with zeros. In training under autocast it
-    is a :func:`product` where the patches of the batch, as a matrix, are wider than tall; else, and
-    in evaluation, what PyTorch makes of it."""
+    """``nn.Conv2d`` without groups and dilation, padded with zeros. In training under autocast on
+    a CPU it is a :func:`product` where the patches of the batch, as a matrix, are wider than tall;
+    else, and in evaluation, what PyTorch makes of it."""
 
     def forward(self, x: Tensor) -> Tensor:
         learns = self.training and torch.is_grad_enabled()
-        if not (learns and torch.is_autocast_enabled(x.device.type) and self._wide(x)):
+        if not (learns and x.is_cpu and torch.is_autocast_enabled("cpu") and self._wide(x)):
             return super().forward(x)
-        kind = torch.get_autocast_dtype(x.device.type)
+        kind = torch.get_autocast_dtype("cpu")
         assert not isinstance(self.padding, str)
         out = product(x.to(kind), self.weight.to(kind), self.stride, self.padding)
         return out if self.bias is None else out + self.bias.to(kind).view(1, -1, 1, 1)
