@@ -399,6 +399,14 @@ def test_values_that_no_class_has(tmp_path: Path) -> None:
         found[0]
 
 
+def test_values_beyond_255_are_no_ignored_ones(tmp_path: Path) -> None:
+    mask = NUMBERS.astype(np.uint16)
+    mask[0, :3] = (300, 511, 255)
+    found = one(tmp_path, mask, "a\nb\nc\n")
+    with pytest.raises(InputError, match=r"masks/a\.png: 2 pixels have the values 300, 511; "):
+        found[0]
+
+
 def test_one_mask_in_colour_among_numbers(tmp_path: Path) -> None:
     for name, array in (("a", NUMBERS), ("b", COLOURS[NUMBERS])):
         picture(tmp_path / f"images/{name}.jpg")
