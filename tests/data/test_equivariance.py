@@ -93,13 +93,6 @@ def pixels(sample: Sample, value: int) -> Array:
     return np.asarray(sample.instances == value)
 
 
-def outline(mask: Array) -> int:
-    """Pixels of the mask that touch what is not of it."""
-    return int(mask.sum()) - cv2.countNonZero(
-        cv2.erode(mask.astype(np.uint8), np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8))
-    )
-
-
 def bounds(mask: Array) -> Array:
     y, x = np.nonzero(mask)
     return np.array([x.min(), y.min(), x.max() + 1, y.max() + 1]) if len(x) else np.zeros(4)
@@ -143,38 +136,27 @@ def test_boxes_of_slivers_too_are_mostly_right() -> None:
 
 
 def test_masks(one: Case) -> None:
-    """Nearest pixels are off by up to half a source pixel along an outline, a quarter on average:
-    IoU is 0.98 or more wherever an outline is not so long that this alone is more."""
+    """IoU of 0.98 for every object of over 2,500 px; fewer than 1 % of all pixels differ. (In other
+    scenes, thin objects have less: 0.98 leaves a tenth of a pixel along their outlines.)"""
     assert one.drawn.mask is not None
     assert one.moved.mask is not None
     for value in np.unique(one.drawn.instances):
         mine, theirs = (pixels(s, value) & one.inside for s in (one.moved, one.drawn))
         if value == 0 or theirs.sum() <= LARGE:
             continue
-        iou = (mine & theirs).sum() / (mine | theirs).sum()
-        unavoidable = 0.35 * max(1, one.zoom) * outline(theirs) / theirs.sum()
-        assert iou >= min(0.98, 1 - unavoidable), value
-        assert iou > 0.96
+        assert (mine & theirs).sum() / (mine | theirs).sum() >= 0.98, value
         # Classes go with their objects.
         assert (one.drawn.mask[mine & theirs] == one.moved.mask[mine & theirs]).all()
     assert (one.moved.mask[one.inside] != 255).all()
     disagree = (one.drawn.mask != one.moved.mask)[one.inside].mean()
-    assert disagree < 0.02
+    assert disagree < 0.01
 
 
-def test_masks_of_large_objects_reach_the_stated_agreement() -> None:
-    """Of photographs that are shrunk, every object of over 2,500 px; in all else, on average."""
-    ious: dict[str, list[float]] = {"shrunk": [], "around one": [], "back": []}
-    for kind, k in KINDS:
-        made = case(kind, k)
-        for value in np.unique(made.drawn.instances)[1:]:
-            mine, theirs = (pixels(s, value) & made.inside for s in (made.moved, made.drawn))
-            if theirs.sum() > LARGE:
-                ious[kind].append((mine & theirs).sum() / (mine | theirs).sum())
-    assert all(len(found) >= 5 for found in ious.values()), {k: len(v) for k, v in ious.items()}
-    assert min(ious["shrunk"]) >= 0.98
-    assert np.mean(ious["around one"]) >= 0.98
-    assert np.mean(ious["back"]) >= 0.98
+def test_there_are_large_objects_to_measure() -> None:
+    for kind in ("shrunk", "around one", "back"):
+        drawn = (case(kind, k).drawn for k in range(8))
+        sizes = [pixels(s, v).sum() for s in drawn for v in np.unique(s.instances)[1:]]
+        assert sum(size > LARGE for size in sizes) >= 5
 
 
 def borders(one: Case) -> Array:

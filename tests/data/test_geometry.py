@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.ndimage import map_coordinates
 
 from vidi.data import geometry as g
 from vidi.types import Array
@@ -245,6 +246,58 @@ def test_maps_longer_than_opencv_takes(dtype: type) -> None:
     assert found.dtype == dtype
     # float32 holds these coordinates to 1/256 of a pixel.
     assert (found != part).mean() < 0.02
+
+
+ASLANT = g.compose(g.about((20, 15), g.rotation(0.7)), g.about((20, 15), g.scaling(1.2, 0.8)))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
+@pytest.mark.parametrize("matrix", [ASLANT, g.shear(0.3, 0), ASLANT @ g.flip(40)], ids=range(3))
+def test_labels_are_those_with_most_of_the_spline_about_the_point(
+    matrix: Array, dtype: type
+) -> None:
+    """scipy's quadratic spline, of each label by itself."""
+    rng = np.random.default_rng(0)
+    # Some labels in spots, and a corner where no pixel is like the one beside it.
+    full = rng.integers(0, 4, (15, 20)).repeat(2, 0).repeat(2, 1)
+    full[:12, :12] = rng.integers(0, 200, (12, 12))
+    full = full.astype(dtype)
+    found = g.labels(full, matrix, (30, 40), 250)
+    x, y = g.sources(matrix, (30, 40))
+    values = np.unique(full)
+    sums = np.stack(
+        [
+            map_coordinates(
+                (full == v).astype(float), (y, x), order=2, prefilter=False, mode="nearest"
+            )
+            for v in values
+        ]
+    )
+    first, second = np.sort(sums, 0)[[-1, -2]]
+    inside = g.nearest(np.ones((30, 40), bool), matrix, (30, 40), 0)
+    clear = inside & (first - second > 1e-4)
+    assert clear[inside].mean() > 0.98
+    assert found.dtype == dtype
+    assert np.array_equal(found[clear], values[sums.argmax(0)][clear])
+    assert (found[~inside] == 250).all() and (~inside).any()
+    assert (found != g.nearest(full, matrix, (30, 40), 250))[inside].any()
+
+
+def test_labels_of_one_pixel_stay_under_a_turn_about_its_centre() -> None:
+    full = np.zeros((9, 9), np.uint8)
+    full[4, 4] = 3
+    for angle in np.linspace(0.1, 6, 20):
+        assert np.array_equal(
+            g.labels(full, g.about((4.5, 4.5), g.rotation(angle)), (9, 9), 0), full
+        )
+
+
+def test_labels_under_an_upright_matrix_are_the_nearest() -> None:
+    full = np.random.default_rng(0).integers(0, 5, (20, 30)).astype(np.uint8)
+    quarter = np.array([[0, -1, 20], [1, 0, 0], [0, 0, 1.0]])
+    for matrix in (g.scaling(1.7, 0.6), g.translation(0.3, 2), quarter):
+        expected = g.nearest(full, matrix, (20, 30), 255)
+        assert np.array_equal(g.labels(full, matrix, (20, 30), 255), expected)
 
 
 def test_which_matrices_copy() -> None:

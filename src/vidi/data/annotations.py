@@ -49,7 +49,8 @@ def warp_sample(
     :func:`vidi.data.geometry.warp`.
 
     - image, image2: :func:`vidi.data.geometry.warp`, the only one that looks at areas;
-    - mask, instances: the nearest pixel; outside, a mask is 255 (ignore) and instances are 0;
+    - mask, instances: :func:`vidi.data.geometry.labels`, the two as one, so that a class stays
+      with its object; outside, a mask is 255 (ignore) and instances are 0;
     - boxes: :func:`warp_boxes`; proposals: the boxes about their moved corners, clipped to the
       target, in their number and order (one that is out of sight has no area);
     - flow, flow_valid, occluded: :func:`warp_flow`;
@@ -66,10 +67,7 @@ def warp_sample(
     changed["image"] = _image(sample.image, matrix, size, full, fill, out, quick)
     if sample.image2 is not None:
         changed["image2"] = _image(sample.image2, second, size, full, fill, out2, quick)
-    if sample.mask is not None:
-        changed["mask"] = geometry.nearest(sample.mask, matrix, size, IGNORE)
-    if sample.instances is not None:
-        changed["instances"] = geometry.nearest(sample.instances, matrix, size, 0)
+    changed["mask"], changed["instances"] = _labels(sample.mask, sample.instances, matrix, size)
     if sample.boxes is not None:
         changed["boxes"] = warp_boxes(
             sample.boxes,
@@ -90,6 +88,18 @@ def warp_sample(
         changed |= dict(zip(names, fields, strict=True))
     changed["edges"], changed["segments"] = edges.warp(sample.edges, sample.segments, matrix, size)
     return dataclasses.replace(sample, **changed)
+
+
+def _labels(
+    mask: Array | None, instances: Array | None, matrix: Array, size: tuple[int, int]
+) -> tuple[Array | None, Array | None]:
+    if mask is not None and instances is not None and not geometry.upright(matrix):
+        both = geometry.labels(instances.astype(np.int64) << 8 | mask, matrix, size, IGNORE)
+        return (both & 255).astype(mask.dtype), (both >> 8).astype(instances.dtype)
+    return (
+        None if mask is None else geometry.labels(mask, matrix, size, IGNORE),
+        None if instances is None else geometry.labels(instances, matrix, size, 0),
+    )
 
 
 def _image(

@@ -47,8 +47,8 @@ def warp(
     ``edges``: uint8 [A, H, W], ``segments``: int32 [A, H, W]; either may be ``None``, and stays so.
     Outside the source there is no boundary, and the segment is -1.
 
-    Segments are moved to the nearest pixel, and the boundaries are drawn from them, so that lines
-    stay one pixel wide and lie as BSDS would lay them. Pixels that are only shifted by whole ones
+    Segments are moved as labels, and the boundaries are drawn from them, so that lines stay one
+    pixel wide and lie as BSDS would lay them. Pixels that are only shifted by whole ones
     are copied. Mirrored ones are drawn: of the two pixels at a boundary it is always the left or
     upper one that is marked, in a mirrored image too. Without segments, see :func:`warp_lines`.
     """
@@ -56,7 +56,7 @@ def warp(
     if segments is not None:
         moved = np.empty((len(segments), *size), segments.dtype)
         for k, one in enumerate(segments):
-            moved[k] = geometry.nearest(one, matrix, size, OUTSIDE)
+            moved[k] = geometry.labels(one, matrix, size, OUTSIDE)
     if edges is None:
         return None, moved
     if moved is not None and not geometry.shifts(matrix):

@@ -7,6 +7,7 @@ at i, happen where OpenCV is called.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import cv2
@@ -25,7 +26,11 @@ QUICK = 2.0
 """
 
 LONGEST = 32_767
-"""OpenCV looks pixels up only in images whose sides are shorter than this."""
+"""OpenCV looks pixels up only in images whose sides are shorter than this, and not those of eight
+bytes (int64: it gives other numbers, and no error)."""
+
+NEIGHBOURS = sorted(itertools.product((-1, 0, 1), repeat=2), key=lambda at: at != (0, 0))
+"""A pixel and the eight about it, (y, x), itself first."""
 
 
 def translation(x: float, y: float) -> Array:
@@ -152,8 +157,13 @@ def nearest(array: Array, matrix: Array, size: tuple[int, int], outside: int) ->
         if seen.size:
             out[inner_y[0] : inner_y[-1] + 1, inner_x[0] : inner_x[-1] + 1] = seen
         return out
-    x, y = sources(matrix, size)
-    if max(height, width, h, w) >= LONGEST:
+    return _looked_up(array, *sources(matrix, size), outside)
+
+
+def _looked_up(array: Array, x: Array, y: Array, outside: int) -> Array:
+    """The values of [H, W] at the pixels nearest to these points, as :func:`sources` has them."""
+    height, width = array.shape
+    if max(array.shape + x.shape) >= LONGEST or array.dtype in (np.int64, np.uint64):
         i, j = np.floor(x + 0.5).astype(np.int64), np.floor(y + 0.5).astype(np.int64)
         there = (i >= 0) & (i < width) & (j >= 0) & (j < height)
         found = array[np.clip(j, 0, height - 1), np.clip(i, 0, width - 1)]
@@ -164,6 +174,59 @@ def nearest(array: Array, matrix: Array, size: tuple[int, int], outside: int) ->
         plain, x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=outside
     )
     return np.asarray(moved.view(array.dtype))
+
+
+def labels(array: Array, matrix: Array, size: tuple[int, int], outside: int) -> Array:
+    """The map of classes, objects or segments under the affine matrix, [h, w], from [H, W] of any
+    integer type; ``outside`` beyond the source.
+
+    A pixel gets the label that most of the source has about the pixel's centre: the 3 × 3 source
+    pixels there vote, with the weights of the quadratic B-spline. So outlines become finer than the
+    source's pixels, whose stairs :func:`nearest` would copy aslant. Under an upright matrix stairs
+    stay level, and the nearest pixel, which is much quicker, is taken.
+    """
+    if upright(matrix):
+        return nearest(array, matrix, size, outside)
+    x, y = sources(matrix, size)
+    moved = _looked_up(array, x, y, outside)
+    # Where all four neighbours share a pixel's label, it wins wherever in the pixel the point is.
+    rim = np.zeros(array.shape, bool)
+    for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        differ = array[here] != array[there]
+        rim[here] |= differ
+        rim[there] |= differ
+    at = np.flatnonzero(_looked_up(rim, x, y, 0))
+    moved.put(at, _elected(array, x.take(at), y.take(at)))
+    return moved
+
+
+def _elected(array: Array, x: Array, y: Array) -> Array:
+    """The label with the most votes about each of these points within the map, [N]."""
+    height, width = array.shape
+    column, row = (np.floor(p + 0.5).astype(np.int64) for p in (x, y))
+    off_x, off_y = x - column, y - row
+    columns = {d: np.clip(column + d, 0, width - 1) for d in (-1, 0, 1)}
+    rows = {d: np.clip(row + d, 0, height - 1) * width for d in (-1, 0, 1)}
+    around = np.stack([array.take(rows[dy] + columns[dx]) for dy, dx in NEIGHBOURS])
+    votes = np.stack([_share(off_y, dy) * _share(off_x, dx) for dy, dx in NEIGHBOURS])
+    # More than half are enough, and mostly they are the nearest pixel's.
+    open_ = np.flatnonzero(((around == around[0]) * votes).sum(0) <= 0.5)
+    elected = around[0]
+    around, votes = around.take(open_, 1), votes.take(open_, 1)
+    sums = votes.copy()
+    for one, other in itertools.combinations(range(len(NEIGHBOURS)), 2):
+        agree = around[one] == around[other]
+        sums[one] += agree * votes[other]
+        sums[other] += agree * votes[one]
+    # Of equals the first, which is the nearest pixel.
+    elected[open_] = np.take_along_axis(around, sums.argmax(0)[None], 0)[0]
+    return np.asarray(elected)
+
+
+def _share(off: Array, side: int) -> Array:
+    """The quadratic B-spline's weight of the pixel itself (``side`` 0) and of the ones before and
+    after it (-1, 1), for points that lie this far (-0.5 to 0.5) from the pixel's centre."""
+    return 0.75 - off * off if side == 0 else 0.5 * (0.5 + side * off) ** 2
 
 
 def warp(

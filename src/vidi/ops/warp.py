@@ -7,6 +7,7 @@ Matrices, [B, 3, 3], are worked on in float64 on the CPU, where they are best le
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ BLUR = 1.5
 MIN_VISIBLE = 0.25
 SMALLEST = 1.0
 VALID = 1 - 1e-6
+NEIGHBOURS = sorted(itertools.product((-1, 0, 1), repeat=2), key=lambda at: at != (0, 0))
 """As in the two modules above, which say why."""
 
 
@@ -58,14 +60,18 @@ def images(
 
 
 def masks(masks: Tensor, matrices: Tensor, size: tuple[int, int], outside: float = 255) -> Tensor:
-    """[B, h, w] of the masks' type, from [B, H, W]: the value of the source pixel that each
-    target pixel's centre lies in; ``outside`` (ignore) beyond the source."""
-    x, y = _sources(_host(matrices), size, masks.device)
-    height, width = masks.shape[1:]
-    column, row = x.floor().long(), y.floor().long()
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    at = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-    found = masks.flatten(1).gather(1, at.flatten(1)).reshape(at.shape)
+    """[B, h, w] of the masks' type, from [B, H, W]: the label that most of the source has about
+    each target pixel's centre, and under upright matrices the nearest pixel's; ``outside``
+    (ignore) beyond the source. See :func:`vidi.data.geometry.labels`."""
+    m = _host(matrices)
+    x, y = _sources(m, size, masks.device)
+    found = _nearest(masks, x, y)
+    a, b, c, d = m[:, :2, :2].flatten(1).unbind(1)
+    upright = ((b == 0) & (c == 0)) | ((a == 0) & (d == 0))
+    if not upright.all():
+        upright = upright.to(masks.device)[:, None, None]
+        found = torch.where(upright, found, _elected(masks, x, y))
+    inside = _within(x, y, (masks.shape[1], masks.shape[2]))
     return torch.where(inside, found, torch.full_like(found, outside))
 
 
@@ -101,7 +107,7 @@ def flows(
     moved = (moved + a * u + b * v + c) * now_valid[:, None]
     if occluded is None:
         return moved, now_valid, None
-    hidden = masks(occluded, matrices, size, 0)
+    hidden = _nearest(occluded, x, y) & _within(x, y, (height, width))
     before = _within(x + f[:, 0], y + f[:, 1], (height, width))
     after = _within(u + moved[:, 0], v + moved[:, 1], size)
     return moved, now_valid, hidden | (now_valid & before & ~after)
@@ -156,6 +162,34 @@ def _sources(m: Tensor, size: tuple[int, int], device: torch.device) -> tuple[Te
     x = back[:, 0, 0] * u + (back[:, 0, 1] * v + back[:, 0, 2])
     y = back[:, 1, 0] * u + (back[:, 1, 1] * v + back[:, 1, 2])
     return x, y
+
+
+def _nearest(maps: Tensor, x: Tensor, y: Tensor, dx: int = 0, dy: int = 0) -> Tensor:
+    """The values [B, h, w] of maps [B, H, W] at the pixels that the points lie in, or the ones
+    ``dx`` and ``dy`` beside them; beyond a map its outermost pixels go on."""
+    height, width = maps.shape[1:]
+    row = (y.floor().long() + dy).clamp(0, height - 1)
+    column = (x.floor().long() + dx).clamp(0, width - 1)
+    return maps.flatten(1).gather(1, (row * width + column).flatten(1)).reshape(x.shape)
+
+
+def _elected(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """The label with the most votes about each point, [B, h, w], of maps [B, H, W]."""
+    off_x, off_y = (p - p.floor() - 0.5 for p in (x, y))
+    around = [_nearest(maps, x, y, dx, dy) for dy, dx in NEIGHBOURS]
+    votes = [_share(off_y, dy) * _share(off_x, dx) for dy, dx in NEIGHBOURS]
+    sums = [vote.clone() for vote in votes]
+    for one, other in itertools.combinations(range(len(NEIGHBOURS)), 2):
+        agree = around[one] == around[other]
+        sums[one] += agree * votes[other]
+        sums[other] += agree * votes[one]
+    # Of equals the first, which is the nearest pixel.
+    winner = torch.stack(sums).argmax(0, keepdim=True)
+    return torch.stack(around).gather(0, winner)[0]
+
+
+def _share(off: Tensor, side: int) -> Tensor:
+    return 0.75 - off * off if side == 0 else 0.5 * (0.5 + side * off) ** 2
 
 
 def _within(x: Tensor, y: Tensor, size: tuple[int, int]) -> Tensor:
