@@ -22,7 +22,7 @@ demo: $(STAMP)
 	$(BIN)/vidi demo --out $(RUNS)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +19,11 @@ from PIL import Image
 
 from vidi.data.open import open_data
 
-Vidi = Callable[..., subprocess.CompletedProcess[str]]
+FORKS = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
+"""Makes processes that have imported the package when they start; where there is no forking, ones
+that have yet to."""
+if os.name != "nt":
+    FORKS.set_forkserver_preload(["tests.preloaded"])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -77,21 +83,36 @@ def propose() -> Callable[[str, Path], str]:
 
 
 @pytest.fixture
-def vidi(tmp_path: Path) -> Vidi:
-    """Run ``python -m vidi`` with these words in a process of its own, in ``tmp_path``."""
+def forked(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``vidi`` with these words in a process of its own, in that folder. A warning there is an
+    error."""
 
-    def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "vidi", *map(str, words)],
-            cwd=tmp_path,
-            env={**os.environ, "COLUMNS": "80", **environment},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+    def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+        said = tmp_path / "stdout", tmp_path / "stderr"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+        process = FORKS.Process(target=_command, args=(words, folder, environment, said))
+        process.start()
+        process.join(300)
+        assert process.exitcode is not None, f"{words} hangs"
+        out, err = (path.read_text(encoding="utf-8") for path in said)
+        return subprocess.CompletedProcess(words, process.exitcode, out, err)
 
     return run
+
+
+def _command(
+    words: list[str], folder: Path, environment: dict[str, str], said: tuple[Path, Path]
+) -> None:
+    for stream, path in zip((1, 2), said, strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    warnings.simplefilter("error")
+    from vidi.cli import main
+
+    sys.exit(main(words))
 
 
 @pytest.fixture

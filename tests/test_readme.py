@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,14 +20,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
-    return subprocess.run(
-        words, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
-
-
-def test_the_commands_work(photos: Path) -> None:
+def test_the_commands_work(
+    photos: Path, forked: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     commands = [
         line.removeprefix("$ ")
         for block in blocks("console")
@@ -37,13 +33,17 @@ def test_the_commands_work(photos: Path) -> None:
     for command in commands:
         verb, *words = shlex.split(command)
         assert verb == "vidi"
-        done = run([sys.executable, "-m", "vidi", *words], photos.parent)
+        done = forked(words, photos.parent)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[0])
 def test_the_python_works(code: str, photos: Path) -> None:
-    done = run([sys.executable, "-c", code], photos.parent)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(
+        words, cwd=photos.parent, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

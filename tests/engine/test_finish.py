@@ -363,7 +363,6 @@ def obeying(run: str, stage: str) -> None:
 
 def dead(*args: Any, target: Any = train) -> int | None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vidi.api", "vidi.data.loader", "vidi.tasks.detection"])
     process = context.Process(target=target, args=args)
     process.start()
     process.join(120)

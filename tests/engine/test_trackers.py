@@ -188,7 +188,6 @@ def resumed(
     environment = {**listening[0], "HOME": str(folder), "VIDI_CACHE": str(folder / "cache")}
     run = folder / "run"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vidi.api"])
     child = context.Process(target=killed, args=(str(run), environment))
     child.start()
     child.join(120)

@@ -1,0 +1,23 @@
+"""Processes that tests fork have the package imported; their server has one thread."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def _look() -> None:
+    alone = not (task := Path("/proc/self/task")).exists() or len(os.listdir(task)) == 1
+    sys.exit(0 if alone and {"torch", "vidi.api", "vidi.deploy"} <= sys.modules.keys() else 1)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="forking is POSIX's")
+def test_it_has_imported_the_package_and_is_alone() -> None:
+    process = multiprocessing.get_context("forkserver").Process(target=_look)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
