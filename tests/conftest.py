@@ -89,13 +89,18 @@ def forked(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         said = tmp_path / "stdout", tmp_path / "stderr"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+        environment = {**os.environ, "PYTHONWARNINGS": "error", "COLUMNS": "80"}
         process = FORKS.Process(target=_command, args=(words, folder, environment, said))
         process.start()
-        process.join(300)
-        assert process.exitcode is not None, f"{words} hangs"
+        try:
+            process.join(300)
+            code = process.exitcode
+        finally:
+            process.kill()
+            process.join()
+        assert code is not None, f"{words} hangs"
         out, err = (path.read_text(encoding="utf-8") for path in said)
-        return subprocess.CompletedProcess(words, process.exitcode, out, err)
+        return subprocess.CompletedProcess(words, code, out, err)
 
     return run
 
@@ -109,9 +114,13 @@ def _command(
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    sys.argv = ["vidi", *words]
     warnings.simplefilter("error")
+    import torch
+
     from vidi.cli import main
 
+    torch.set_num_threads(1)  # OMP_NUM_THREADS was read before the fork
     sys.exit(main(words))
 
 

@@ -181,6 +181,41 @@ def test_mask_follows_the_image() -> None:
         assert np.abs(moved.image[flat][:, 0] - moved.mask[flat] * 40.0).max() <= 1
 
 
+@pytest.mark.parametrize("k", range(8))
+def test_classes_stay_with_their_objects_under_a_turn(k: int) -> None:
+    """Where objects of one class touch, they split the class's votes."""
+    rng = np.random.default_rng(k)
+    instances = rng.integers(0, 3, (12, 12)).astype(np.int32)
+    mask = (instances > 0).astype(np.uint8)
+    m = g.about((6, 6), g.rotation(rng.uniform(-3, 3)))
+    sample = Sample(key="a", image=np.zeros((12, 12, 3), np.uint8), mask=mask, instances=instances)
+    moved = annotations.warp_sample(sample, m, (12, 12))
+    assert moved.mask is not None and moved.instances is not None
+    assert moved.mask.dtype == np.uint8 and moved.instances.dtype == np.int32
+    inside = moved.mask != 255
+    assert inside.mean() > 0.5
+    assert np.array_equal(moved.mask[inside] == 1, moved.instances[inside] > 0)
+    alone = g.labels(mask, m, (12, 12), 255)
+    assert (alone != moved.mask).any()  # which the mask by itself would not do
+
+
+def test_lines_of_one_pixel_keep_their_boxes_under_a_turn() -> None:
+    """A vote thins them, but they are in sight."""
+    instances = np.zeros((40, 40), np.int32)
+    instances[np.arange(12) + 14, np.arange(12) + 14] = 1
+    given = boxes(np.array([[14, 14, 26, 26]]), instances=np.array([1]))
+    for angle in np.linspace(0.05, 3, 40):
+        m = g.about((20, 20), g.rotation(angle))
+        moved = g.labels(instances, m, (40, 40), 0)
+        found = annotations.warp_boxes(given, m, (40, 40), instances=instances, moved=moved)
+        assert len(found) == 1, angle
+        half = g.compose(m, g.translation(-20, 0))
+        moved = g.labels(instances, half, (40, 40), 0)
+        if g.nearest(instances, half, (40, 40), 0).sum() >= 5:
+            found = annotations.warp_boxes(given, half, (40, 40), instances=instances, moved=moved)
+            assert len(found) == 1, angle
+
+
 def test_boxes_become_the_box_about_their_moved_sides() -> None:
     rng = np.random.default_rng(3)
     for matrix in MATRICES:

@@ -292,6 +292,16 @@ def test_labels_of_one_pixel_stay_under_a_turn_about_its_centre() -> None:
         )
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int64, np.uint64, bool])
+def test_maps_of_any_type_under_a_turn(dtype: type) -> None:
+    full = np.random.default_rng(0).integers(0, 2, (20, 30))
+    expected = g.nearest(full.astype(np.int32), ASLANT, (30, 40), 0)
+    found = g.nearest(full.astype(dtype), ASLANT, (30, 40), 0)
+    assert found.dtype == dtype
+    assert np.array_equal(found, expected.astype(dtype))
+    assert (g.labels(np.ones((20, 30), dtype), ASLANT, (30, 40), 1) == 1).all()
+
+
 def test_labels_under_an_upright_matrix_are_the_nearest() -> None:
     full = np.random.default_rng(0).integers(0, 5, (20, 30)).astype(np.uint8)
     quarter = np.array([[0, -1, 20], [1, 0, 0], [0, 0, 1.0]])

@@ -150,15 +150,17 @@ def warp_boxes(
         if geometry.upright(matrix):
             looked &= np.abs(found - whole).max(1, initial=0) > geometry.WHOLE
         grown = abs(float(np.linalg.det(matrix[:2, :2])))
+        # A vote makes what is thin thinner, and may leave none of it: it is in sight all the same.
+        sight = moved if geometry.upright(matrix) else geometry.nearest(instances, matrix, size, 0)
         for n in np.flatnonzero(looked):
             value = int(boxes.instances[n])
             pixels = cv2.countNonZero(cv2.inRange(instances, value, value))
             if not pixels:  # hidden as a whole, so that the map does not tell
                 continue
-            here = cv2.inRange(moved, value, value)
-            x, y, w, h = cv2.boundingRect(here)
+            seen, here = (cv2.inRange(m, value, value) for m in (sight, moved))
+            share[n] = cv2.countNonZero(seen) / (pixels * grown)
+            x, y, w, h = cv2.boundingRect(here if cv2.hasNonZero(here) else seen)
             found[n] = x, y, x + w, y + h
-            share[n] = cv2.countNonZero(here) / (pixels * grown)
     sides = (found[:, 2:] - found[:, :2]).min(1, initial=np.inf)
     # Rounding may leave a side of one pixel a little shorter.
     kept = (_area(xyxy) > 0) & (share >= min_visible) & (sides > SMALLEST - geometry.WHOLE)

@@ -26,8 +26,10 @@ QUICK = 2.0
 """
 
 LONGEST = 32_767
-"""OpenCV looks pixels up only in images whose sides are shorter than this, and not those of eight
-bytes (int64: it gives other numbers, and no error)."""
+"""OpenCV looks pixels up only in images whose sides are shorter than this."""
+
+ELSEWHERE = (np.dtype(np.uint32), np.dtype(np.int64), np.dtype(np.uint64))
+"""Types that it does not know; of int64 it gives other numbers, and no error."""
 
 NEIGHBOURS = sorted(itertools.product((-1, 0, 1), repeat=2), key=lambda at: at != (0, 0))
 """A pixel and the eight about it, (y, x), itself first."""
@@ -163,7 +165,7 @@ def nearest(array: Array, matrix: Array, size: tuple[int, int], outside: int) ->
 def _looked_up(array: Array, x: Array, y: Array, outside: int) -> Array:
     """The values of [H, W] at the pixels nearest to these points, as :func:`sources` has them."""
     height, width = array.shape
-    if max(array.shape + x.shape) >= LONGEST or array.dtype in (np.int64, np.uint64):
+    if max(array.shape + x.shape) >= LONGEST or array.dtype in ELSEWHERE:
         i, j = np.floor(x + 0.5).astype(np.int64), np.floor(y + 0.5).astype(np.int64)
         there = (i >= 0) & (i < width) & (j >= 0) & (j < height)
         found = array[np.clip(j, 0, height - 1), np.clip(i, 0, width - 1)]
@@ -182,8 +184,9 @@ def labels(array: Array, matrix: Array, size: tuple[int, int], outside: int) -> 
 
     A pixel gets the label that most of the source has about the pixel's centre: the 3 × 3 source
     pixels there vote, with the weights of the quadratic B-spline. So outlines become finer than the
-    source's pixels, whose stairs :func:`nearest` would copy aslant. Under an upright matrix stairs
-    stay level, and the nearest pixel, which is much quicker, is taken.
+    source's pixels, whose stairs :func:`nearest` would copy aslant; what is a pixel or two wide
+    gets thinner. Under an upright matrix stairs stay level, and the nearest pixel, which is much
+    quicker, is taken.
     """
     if upright(matrix):
         return nearest(array, matrix, size, outside)
@@ -196,7 +199,8 @@ def labels(array: Array, matrix: Array, size: tuple[int, int], outside: int) -> 
         rim[here] |= differ
         rim[there] |= differ
     at = np.flatnonzero(_looked_up(rim, x, y, 0))
-    moved.put(at, _elected(array, x.take(at), y.take(at)))
+    if len(at):
+        moved.put(at, _elected(array, x.take(at), y.take(at)))
     return moved
 
 

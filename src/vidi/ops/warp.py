@@ -62,7 +62,8 @@ def images(
 def masks(masks: Tensor, matrices: Tensor, size: tuple[int, int], outside: float = 255) -> Tensor:
     """[B, h, w] of the masks' type, from [B, H, W]: the label that most of the source has about
     each target pixel's centre, and under upright matrices the nearest pixel's; ``outside``
-    (ignore) beyond the source. See :func:`vidi.data.geometry.labels`."""
+    (ignore) beyond the source. See :func:`vidi.data.geometry.labels`. (A sample's mask and its map
+    of instances vote as one on the CPU, so that each class stays with its object.)"""
     m = _host(matrices)
     x, y = _sources(m, size, masks.device)
     found = _nearest(masks, x, y)
