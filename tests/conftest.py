@@ -7,9 +7,6 @@ import multiprocessing
 import os
 import re
 import shlex
-import subprocess
-import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,11 +16,8 @@ from PIL import Image
 
 from vidi.data.open import open_data
 
-FORKS = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
-"""Makes processes that have imported the package when they start; where there is no forking, ones
-that have yet to."""
-if os.name != "nt":
-    FORKS.set_forkserver_preload(["tests.preloaded"])
+if os.name != "nt":  # for whichever test is the first to fork
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.preloaded"])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -80,48 +74,6 @@ def propose() -> Callable[[str, Path], str]:
         return str(path)
 
     return write
-
-
-@pytest.fixture
-def forked(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run ``vidi`` with these words in a process of its own, in that folder. A warning there is an
-    error."""
-
-    def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-        said = tmp_path / "stdout", tmp_path / "stderr"
-        environment = {**os.environ, "PYTHONWARNINGS": "error", "COLUMNS": "80"}
-        process = FORKS.Process(target=_command, args=(words, folder, environment, said))
-        process.start()
-        try:
-            process.join(300)
-            code = process.exitcode
-        finally:
-            process.kill()
-            process.join()
-        assert code is not None, f"{words} hangs"
-        out, err = (path.read_text(encoding="utf-8") for path in said)
-        return subprocess.CompletedProcess(words, code, out, err)
-
-    return run
-
-
-def _command(
-    words: list[str], folder: Path, environment: dict[str, str], said: tuple[Path, Path]
-) -> None:
-    for stream, path in zip((1, 2), said, strict=True):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.argv = ["vidi", *words]
-    warnings.simplefilter("error")
-    import torch
-
-    from vidi.cli import main
-
-    torch.set_num_threads(1)  # OMP_NUM_THREADS was read before the fork
-    sys.exit(main(words))
 
 
 @pytest.fixture

@@ -93,6 +93,7 @@ def warp_sample(
 def _labels(
     mask: Array | None, instances: Array | None, matrix: Array, size: tuple[int, int]
 ) -> tuple[Array | None, Array | None]:
+    # The nearest pixel, which an upright matrix takes, is the same one for both anyway.
     if mask is not None and instances is not None and not geometry.upright(matrix):
         both = geometry.labels(instances.astype(np.int64) << 8 | mask, matrix, size, IGNORE)
         return (both & 255).astype(mask.dtype), (both >> 8).astype(instances.dtype)
@@ -159,7 +160,7 @@ def warp_boxes(
                 continue
             seen, here = (cv2.inRange(m, value, value) for m in (sight, moved))
             share[n] = cv2.countNonZero(seen) / (pixels * grown)
-            x, y, w, h = cv2.boundingRect(here if cv2.hasNonZero(here) else seen)
+            x, y, w, h = cv2.boundingRect(here if here.any() else seen)
             found[n] = x, y, x + w, y + h
     sides = (found[:, 2:] - found[:, :2]).min(1, initial=np.inf)
     # Rounding may leave a side of one pixel a little shorter.
