@@ -152,6 +152,8 @@ class Augmentation:
     """Shorter: the longer side has at most so many pixels; auto = 5/3 of the image size."""
     pad: int | Auto = "auto"
     """Padding of pad-and-crop, in input pixels."""
+    pad_mode: Literal["auto", "mean", "reflect"] = "auto"
+    """What pad-and-crop pads with: the mean colour, or the image's mirror image (reflect)."""
     crop_area: tuple[float, float] | Auto = "auto"
     """Random resized crop: least and largest share of the image's area."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)

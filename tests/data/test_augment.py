@@ -43,7 +43,7 @@ def test_presets_fill_every_auto_and_keep_what_was_given() -> None:
         "boxes",
     }
     assert resolved("digits").flip == 0
-    assert resolved("small").pad == 2
+    assert (resolved("small").pad, resolved("small").pad_mode) == (2, "reflect")
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,29 @@ def test_what_lies_outside_is_fill() -> None:
     assert (half[:, :15] == FILL).all()
 
 
+@pytest.mark.parametrize("shape", [(16, 16), (7, 12), (1, 5)])
+@pytest.mark.parametrize(
+    "way",
+    [
+        g.crop((-2, 3, 14, 19), (16, 16)),
+        g.compose(g.crop((-3, -1, 13, 15), (16, 16)), g.flip(16)),
+        g.crop((-30, 5, 2, 37), (16, 16)),
+        g.crop((40, -60, 56, -44), (16, 16)),
+        g.compose(g.translation(4, 2), g.about((8, 8), g.rotation(0.4))),
+    ],
+    ids=range(5),
+)
+def test_without_a_fill_the_image_goes_on_mirrored(way: Array, shape: tuple[int, int]) -> None:
+    """NumPy's reflection, padded so far that the target sees no end of it."""
+    image = noise(*shape)
+    far = 80
+    wide = np.pad(image, ((far, far), (far, far), (0, 0)), mode="reflect")
+    expected = g.warp(wide, way @ g.translation(-far, -far), 16, FILL).astype(int)
+    found = g.warp(image, way, 16, None)
+    # OpenCV interpolates at multiples of 1/32 of a pixel, which round differently from afar.
+    assert np.abs(found - expected).max() <= (0 if way[0, 1] == 0 else 16)
+
+
 def test_out_is_written_in_place() -> None:
     batch = np.zeros((3, 16, 16, 3), np.uint8)
     image = noise(40, 40)

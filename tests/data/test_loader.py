@@ -190,7 +190,8 @@ def test_pixels_labels_matrices_and_sizes_are_the_samples_own() -> None:
                 assert batch.targets["label"][row] == i % CLASSES
                 # The matrix is from the original's pixels; the loaded image is half its size.
                 from_loaded = batch.matrices[row] @ geometry.scaling(2, 2)
-                expected = geometry.warp(image, from_loaded, 24, (3, 2, 1), quick=True)
+                outside = None if preset == "small" else (3, 2, 1)
+                expected = geometry.warp(image, from_loaded, 24, outside, quick=True)
                 assert np.array_equal(batch.inputs["image"][row], expected)
 
 
@@ -260,6 +261,36 @@ def test_mixing_can_be_one_epoch_of_a_partner_that_is_augmented_as_itself() -> N
             assert any(np.array_equal(part, look[box]) for look in looks)
             compared += 1
     assert compared > 20
+
+
+@pytest.mark.parametrize("mode", ["reflect", "mean"])
+def test_pad_and_crop_shows_a_window_of_the_padded_image(mode: str) -> None:
+    """NumPy's padding, mirrored or not; evaluation sees the image as it is."""
+    data = Fake((24, 25))
+    fields = {"pad": 5, "pad_mode": mode}
+    (batch,) = list(loader(64, "small", data, fields=fields, batch_size=64).epoch(0))
+    beyond = 0
+    for row, i in enumerate(batch.ids):
+        image = data.load(i)[0]
+        wide = np.stack(
+            [
+                np.pad(image[..., c], 5, mode="reflect")
+                if mode == "reflect"
+                else np.pad(image[..., c], 5, constant_values=(3, 2, 1)[c])
+                for c in range(3)
+            ],
+            axis=2,
+        )
+        windows = np.lib.stride_tricks.sliding_window_view(wide, (24, 24, 3))[:, :, 0]
+        seen = batch.inputs["image"][row]
+        same = [(windows == s).all((2, 3, 4)) for s in (seen, seen[:, ::-1])]
+        assert sum(map(np.sum, same)) == 1
+        beyond += not (same[0] | same[1])[5, 5]
+    assert beyond > 50
+    plain = loader(8, "small", data, fields=fields, train=False)
+    for batch in plain.epoch(0):
+        for row, i in enumerate(batch.ids):
+            assert np.array_equal(batch.inputs["image"][row], data.load(i)[0])
 
 
 def test_balanced_sampling() -> None:

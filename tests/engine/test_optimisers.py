@@ -180,6 +180,29 @@ def test_a_rate_that_is_given_is_sgds() -> None:
     assert found.optimiser.name == "sgd"
 
 
+@pytest.mark.parametrize(
+    ("change", "ema"),
+    [
+        ({}, 0.998),
+        ({"task": "multilabel"}, 0.998),
+        ({"regularisation.ema": 0.0}, 0.0),
+        ({"regularisation.ema": 0.9}, 0.9),
+        ({"lr": 0.1}, 0.0),  # by SGD
+        ({"image_size": 96}, 0.0),
+        ({"optimiser.name": "muon", "weights": "imagenet"}, 0.0),
+        ({"task": "segmentation"}, 0.0),
+    ],
+)
+def test_whose_weights_are_averaged(change: dict[str, object], ema: float) -> None:
+    fields = {"task": "classification", "image_size": 32, "batch_size": 64, **change}
+    recipe = recipes.replace(Recipe(), fields)
+    model = vidi.models.resnet20()
+    found, notes = defaults.for_model(recipe, model, 4e7, 1000, torch.device("cpu"), 0.1)
+    assert found.regularisation.ema == ema
+    said = "evaluated: the average of the weights of about 500 steps (--regularisation.ema)"
+    assert (said in notes) == (ema == 0.998)
+
+
 def test_only_segmentation_from_scratch_takes_sixteen_crops_a_step() -> None:
     """On a CPU; a step of a network with weights is for few images, and its rate goes by them."""
     seen = Survey(Normalisation((0.5,) * 3, (0.2,) * 3), grey=False, sides=np.full((9, 2), 128))

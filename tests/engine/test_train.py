@@ -264,6 +264,19 @@ def test_a_run_of_before_goes_on_without_what_has_come_since(tmp_path: Path) -> 
     assert (run.recipe.schedule.half, run.recipe.augmentation.noise) == (0, 0)
 
 
+def test_a_run_of_before_pads_as_it_did(tmp_path: Path) -> None:
+    """Its recipe names a preset that has been changed since."""
+    settings: dict[str, Any] = {"model": "mlp", "augmentation": {"preset": "small"}}
+    run = vidi.train("digits", run=tmp_path / "run", length={"steps": 1}, **settings)
+    assert run.recipe.augmentation.pad_mode == "reflect"
+    file = tmp_path / "run" / "recipe.json"
+    saved = json.loads(file.read_text())
+    del saved["recipe"]["augmentation"]["pad_mode"]
+    file.write_text(json.dumps(saved))
+    run = vidi.train(run=tmp_path / "run", resume=True, length={"steps": 2})
+    assert (run.steps, run.recipe.augmentation.pad_mode) == (2, "mean")
+
+
 def test_accumulated_parts_equal_the_whole_batch(tmp_path: Path) -> None:
     """Without batch statistics the parts' gradients add up to the batch's."""
     whole = train(tmp_path / "a", batch_size=12)

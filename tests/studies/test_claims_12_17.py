@@ -193,7 +193,9 @@ def test_the_whole_recipe_is_the_papers() -> None:
     optimiser = whole["optimiser"]
     assert (optimiser["name"], optimiser["momentum"], optimiser["nesterov"]) == ("sgd", 0.9, False)
     assert (optimiser["weight_decay"], optimiser["decay_biases_and_norms"]) == (1e-4, True)
-    assert (whole["augmentation"]["preset"], whole["augmentation"]["pad"]) == ("small", 4)
+    augmentation = whole["augmentation"]
+    assert (augmentation["preset"], augmentation["pad"]) == ("small", 4)
+    assert augmentation["pad_mode"] == "mean"
     assert whole["regularisation"] == {"dropout": None, "label_smoothing": 0.0, "ema": 0.0}
     # The short form obeys the same rule.
     short = recipes.to_dict(resnet_depth.short_recipe(280, seed=3))

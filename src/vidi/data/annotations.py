@@ -32,7 +32,7 @@ def warp_sample(
     size: tuple[int, int],
     *,
     matrix2: Array | None = None,
-    fill: tuple[int, int, int] = (0, 0, 0),
+    fill: tuple[int, int, int] | None = (0, 0, 0),
     min_visible: float = MIN_VISIBLE,
     full: tuple[int, int] | None = None,
     out: Array | None = None,
@@ -43,10 +43,10 @@ def warp_sample(
 
     ``matrix``: from the pixels of the original image to those of the target, which is ``size``
     (h, w). ``matrix2``: that of the second frame, if it has its own. ``fill``: RGB of what lies
-    outside an image. ``min_visible``: see :func:`warp_boxes`. ``full``: height and width of the
-    original, in whose pixels the annotations are, where the images are shrunk copies. ``out``,
-    ``out2``: where to write the images, uint8 [h, w, 3]. ``quick``: of the images, see
-    :func:`vidi.data.geometry.warp`.
+    outside an image, ``None`` its mirror image. ``min_visible``: see :func:`warp_boxes`. ``full``:
+    height and width of the original, in whose pixels the annotations are, where the images are
+    shrunk copies. ``out``, ``out2``: where to write the images, uint8 [h, w, 3]. ``quick``: of the
+    images, see :func:`vidi.data.geometry.warp`.
 
     - image, image2: :func:`vidi.data.geometry.warp`, the only one that looks at areas;
     - mask, instances: :func:`vidi.data.geometry.labels`, the two as one, so that a class stays
@@ -108,7 +108,7 @@ def _image(
     matrix: Array,
     size: tuple[int, int],
     full: tuple[int, int],
-    fill: tuple[int, int, int],
+    fill: tuple[int, int, int] | None,
     out: Array | None,
     quick: bool,
 ) -> Array:

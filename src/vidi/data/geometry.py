@@ -237,14 +237,15 @@ def warp(
     image: Array,
     matrix: Array,
     size: int | tuple[int, int],
-    fill: tuple[int, int, int] = (0, 0, 0),
+    fill: tuple[int, int, int] | None = (0, 0, 0),
     *,
     out: Array | None = None,
     quick: bool = False,
 ) -> Array:
     """The image under the matrix: uint8 [h, w, 3], from uint8 [H, W, 3].
 
-    ``size``: (h, w), or one side of a square. ``fill``: RGB of what lies outside the source.
+    ``size``: (h, w), or one side of a square. ``fill``: RGB of what lies outside the source;
+    ``None``: the source, mirrored about its outermost pixels as often as it takes.
     ``out``: where to write the result, instead of a new array.
 
     Where the matrix maps a box of whole source pixels to the target, straight or mirrored, the box
@@ -276,7 +277,7 @@ def warp(
 def _cut(
     image: Array,
     box: tuple[int, int, int, int],
-    fill: tuple[int, int, int],
+    fill: tuple[int, int, int] | None,
     out: Array,
     quick: bool,
 ) -> None:
@@ -289,6 +290,11 @@ def _cut(
     same = out.shape[0] == y1 - y0 and out.shape[1] == x1 - x0
     if (cx0, cy0, cx1, cy1) == (x0, y0, x1, y1):
         part = image[y0:y1, x0:x1]
+    elif fill is None:
+        top, left = max(0, -y0), max(0, -x0)
+        beyond = (top, max(0, y1 - height), left, max(0, x1 - width))
+        mirrored = cv2.copyMakeBorder(image, *beyond, cv2.BORDER_REFLECT_101)
+        part = mirrored[y0 + top : y1 + top, x0 + left : x1 + left]
     else:
         part = out if same and not mirror else np.empty((y1 - y0, x1 - x0, 3), np.uint8)
         part[...] = fill
@@ -320,8 +326,12 @@ def resize(image: Array, out: Array, quick: bool = False) -> Array:
     return cv2.resize(image, (ow, oh), dst=out, interpolation=cv2.INTER_LINEAR)
 
 
-def _interpolate(image: Array, matrix: Array, fill: tuple[int, int, int], out: Array) -> None:
+def _interpolate(
+    image: Array, matrix: Array, fill: tuple[int, int, int] | None, out: Array
+) -> None:
     h, w = out.shape[:2]
+    border = cv2.BORDER_REFLECT_101 if fill is None else cv2.BORDER_CONSTANT
+    colour = (0, 0, 0) if fill is None else fill
     plain = affine(matrix)
     if plain:
         image, matrix = _preshrunk(image, matrix, (h, w))
@@ -334,8 +344,8 @@ def _interpolate(image: Array, matrix: Array, fill: tuple[int, int, int], out: A
             (w, h),
             dst=out,
             flags=cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_CONSTANT,
-            borderValue=fill,
+            borderMode=border,
+            borderValue=colour,
         )
     else:
         cv2.warpPerspective(
@@ -344,8 +354,8 @@ def _interpolate(image: Array, matrix: Array, fill: tuple[int, int, int], out: A
             (w, h),
             dst=out,
             flags=cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_CONSTANT,
-            borderValue=fill,
+            borderMode=border,
+            borderValue=colour,
         )
 
 

@@ -95,6 +95,8 @@ class Loader:
         self.augmentation = augmentation
         self.image_size = image_size
         self.fill = (int(fill[0]), int(fill[1]), int(fill[2]))
+        reflects = augmentation.crop == "pad" and augmentation.pad_mode == "reflect"
+        self.outside = None if train and reflects else self.fill
         self.padding = padding or {}
         self.batch_size = batch_size
         self.seed = seed
@@ -341,7 +343,7 @@ class Loader:
             matrix,
             target,
             matrix2=None if self.load2 is None else augment.second(plan, row, matrix, target),
-            fill=self.fill,
+            fill=self.outside,
             full=size,
             out=views.get("image"),
             out2=views.get("image2"),

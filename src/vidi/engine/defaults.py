@@ -40,6 +40,9 @@ MUON_RATE = {"classification": 0.06, "segmentation": 0.08, "boundaries": 0.04, "
 MUON_DECAY = {"classification": 0.02, "segmentation": 0.01}
 """Muon's steps have one size, so that only decay keeps weights from outgrowing them. Other tasks,
 for which more than SGD's usual 0.0005 was not tried, have that."""
+AVERAGED = 0.998
+"""Decay of the weights' average, of small classifiers by Muon, whose steps of one size leave single
+weights far about it until the rate is low."""
 CPU_MINUTES = 10.0
 GPU_MINUTES = 30.0
 SMALL_NETWORKS = {
@@ -360,7 +363,15 @@ def for_model(
     if smoothing == "auto":
         # The papers' networks, which begin with a classifier's weights, have none.
         smoothing = 0.0 if small or dense or (detects and tuned) else 0.1
-    ema = 0.0 if regularisation.ema == "auto" else regularisation.ema
+    ema = regularisation.ema
+    if ema == "auto":
+        classifies = _kind(recipe) == "classification"
+        ema = AVERAGED if name == "muon" and small and classifies and not tuned else 0.0
+        if ema:
+            notes.append(
+                f"evaluated: the average of the weights of about {1 / (1 - ema):,.0f} steps "
+                "(--regularisation.ema)"
+            )
     resolved = replace(
         recipe,
         epochs=epochs,

@@ -488,12 +488,15 @@ def _found_lr(
 
 def _completed(recipe: Recipe) -> Recipe:
     """A saved recipe as it was meant when it was saved: settings that have come since are off."""
+    augmentation = recipe.augmentation
+    if augmentation.pad_mode == "auto":
+        augmentation = dataclasses.replace(augmentation, pad_mode="mean")
     half = 0.0 if recipe.schedule.half == "auto" else recipe.schedule.half
     told = recipe.detection
     regions = 64 if told.regions == "auto" else told.regions
     return dataclasses.replace(
         recipe,
-        augmentation=augment.resolve(recipe.augmentation),
+        augmentation=augment.resolve(augmentation),
         schedule=dataclasses.replace(recipe.schedule, half=half),
         detection=dataclasses.replace(told, regions=regions),
     )

@@ -26,7 +26,7 @@ def cifar_he2016() -> Recipe:
         epochs=182.0,
         optimiser=Optimiser(name="sgd", momentum=0.9, nesterov=False, weight_decay=1e-4),
         schedule=Schedule(name="step", milestones=(0.5, 0.75), gamma=0.1, warmup=0.0),
-        augmentation=Augmentation(preset="small", pad=4),
+        augmentation=Augmentation(preset="small", pad=4, pad_mode="mean"),
         regularisation=Regularisation(label_smoothing=0.0, ema=0.0),
     )
 
