@@ -49,6 +49,7 @@ from vidi.engine.prepare import (
     Prepared,
     address,
     build,
+    completed,
     make_task,
     prepare,
     unreadable,
@@ -158,7 +159,7 @@ def train(
                 "trained on. Go on with those, and make it again."
             )
         if saved is not None:
-            wanted = _resumed(saved.recipe, changes, recipe)
+            wanted = _resumed(completed(saved.recipe), changes, recipe)
             data = saved.data["root"] if data is None else data
         elif data is None:
             raise InputError("There is nothing to train on. Name a folder of images, or digits.")

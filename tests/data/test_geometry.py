@@ -199,6 +199,7 @@ def test_what_lies_outside_is_fill() -> None:
     assert (half[:, :15] == FILL).all()
 
 
+@pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("shape", [(16, 16), (7, 12), (1, 5)])
 @pytest.mark.parametrize(
     "way",
@@ -207,19 +208,35 @@ def test_what_lies_outside_is_fill() -> None:
         g.compose(g.crop((-3, -1, 13, 15), (16, 16)), g.flip(16)),
         g.crop((-30, 5, 2, 37), (16, 16)),
         g.crop((40, -60, 56, -44), (16, 16)),
+        g.compose(g.crop((-4, -4, 28, 28), (16, 16)), g.flip(16)),
+        g.crop((-4, 2, 4, 10), (16, 16)),
         g.compose(g.translation(4, 2), g.about((8, 8), g.rotation(0.4))),
     ],
-    ids=range(5),
+    ids=range(7),
 )
-def test_without_a_fill_the_image_goes_on_mirrored(way: Array, shape: tuple[int, int]) -> None:
+def test_without_a_fill_the_image_goes_on_mirrored(
+    way: Array, shape: tuple[int, int], quick: bool
+) -> None:
     """NumPy's reflection, padded so far that the target sees no end of it."""
     image = noise(*shape)
     far = 80
     wide = np.pad(image, ((far, far), (far, far), (0, 0)), mode="reflect")
-    expected = g.warp(wide, way @ g.translation(-far, -far), 16, FILL).astype(int)
-    found = g.warp(image, way, 16, None)
+    expected = g.warp(wide, way @ g.translation(-far, -far), 16, FILL, quick=quick).astype(int)
+    found = g.warp(image, way, 16, None, quick=quick)
     # OpenCV interpolates at multiples of 1/32 of a pixel, which round differently from afar.
     assert np.abs(found - expected).max() <= (0 if way[0, 1] == 0 else 16)
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.02, 0.5])
+def test_what_is_mirrored_shrinks_with_the_image(angle: float) -> None:
+    """A photograph, half of which the target shows: no other edge is mirrored, whatever is cut."""
+    image = smooth(320, 320)
+    turn = g.about((16, 16), g.rotation(angle))
+    way = g.compose(g.crop((240, 30, 560, 350), (32, 32)), turn)
+    wide = np.pad(image, ((400, 400), (400, 400), (0, 0)), mode="reflect")
+    expected = g.warp(wide, way @ g.translation(-400, -400), 32, FILL).astype(int)
+    found = g.warp(image, way, 32, None)
+    assert np.abs(found - expected).mean() < 2
 
 
 def test_out_is_written_in_place() -> None:

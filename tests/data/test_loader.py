@@ -293,6 +293,14 @@ def test_pad_and_crop_shows_a_window_of_the_padded_image(mode: str) -> None:
             assert np.array_equal(batch.inputs["image"][row], data.load(i)[0])
 
 
+def test_other_crops_show_the_fill_beyond_the_image() -> None:
+    """Whatever pad-and-crop would pad with."""
+    fields = {"shift": 0.5, "pad_mode": "reflect"}
+    (batch,) = list(loader(64, "digits", fields=fields, batch_size=64).epoch(0))
+    filled = (batch.inputs["image"] == (3, 2, 1)).all(3).any((1, 2))
+    assert filled.mean() > 0.9
+
+
 def test_balanced_sampling() -> None:
     """Classes of 50, 8 and 2 samples, drawn equally often; repeats vary."""
     labels = np.repeat([0, 1, 2], [50, 8, 2])

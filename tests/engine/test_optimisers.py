@@ -199,7 +199,7 @@ def test_whose_weights_are_averaged(change: dict[str, object], ema: float) -> No
     model = vidi.models.resnet20()
     found, notes = defaults.for_model(recipe, model, 4e7, 1000, torch.device("cpu"), 0.1)
     assert found.regularisation.ema == ema
-    said = "evaluated: the average of the weights of about 500 steps (--regularisation.ema)"
+    said = "evaluated: the moving average of the weights (--regularisation.ema)"
     assert (said in notes) == (ema == 0.998)
 
 

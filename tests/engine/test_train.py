@@ -265,16 +265,23 @@ def test_a_run_of_before_goes_on_without_what_has_come_since(tmp_path: Path) -> 
 
 
 def test_a_run_of_before_pads_as_it_did(tmp_path: Path) -> None:
-    """Its recipe names a preset that has been changed since."""
+    """Its recipe names a preset that has been changed since; and so may who resumes it."""
     settings: dict[str, Any] = {"model": "mlp", "augmentation": {"preset": "small"}}
     run = vidi.train("digits", run=tmp_path / "run", length={"steps": 1}, **settings)
     assert run.recipe.augmentation.pad_mode == "reflect"
+    mean = {"preset": "small", "pad_mode": "mean"}
     file = tmp_path / "run" / "recipe.json"
     saved = json.loads(file.read_text())
     del saved["recipe"]["augmentation"]["pad_mode"]
     file.write_text(json.dumps(saved))
     run = vidi.train(run=tmp_path / "run", resume=True, length={"steps": 2})
     assert (run.steps, run.recipe.augmentation.pad_mode) == (2, "mean")
+    file.write_text(json.dumps(saved))
+    run = vidi.train(run=run.path, resume=True, length={"steps": 3}, augmentation=mean)
+    assert (run.steps, run.recipe.augmentation.pad_mode) == (3, "mean")
+    file.write_text(json.dumps(saved))
+    with pytest.raises(InputError, match=r"pad_mode \(was 'mean', now 'reflect'"):
+        vidi.train(run=run.path, resume=True, augmentation={"pad_mode": "reflect"})
 
 
 def test_accumulated_parts_equal_the_whole_batch(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "digits": {**_OFF, "shift": 0.1, "rotation": 10.0, "scale": 0.1},
     # He et al. 2016, "Deep residual learning", section 4.2, who pad by 4 in a run of 182 epochs; in
     # the short ones that are usual here, less leaves more of each image to learn from. They pad
-    # with the mean, by whose edge a network can tell a shifted image; a mirrored one looks whole.
+    # with the mean; by the mirror image validation was slightly ahead (docs/design.md).
     "small": {**_OFF, "crop": "pad", "pad": 2, "pad_mode": "reflect", "flip": 0.5},
     "photos": _PHOTOS,
     # Labels per pixel: proportions are kept.

@@ -245,15 +245,16 @@ def warp(
     """The image under the matrix: uint8 [h, w, 3], from uint8 [H, W, 3].
 
     ``size``: (h, w), or one side of a square. ``fill``: RGB of what lies outside the source;
-    ``None``: the source, mirrored about its outermost pixels as often as it takes.
+    ``None``: the source mirrored about the centres of its outermost pixels, as often as it takes
+    (NumPy's "reflect").
     ``out``: where to write the result, instead of a new array.
 
     Where the matrix maps a box of whole source pixels to the target, straight or mirrored, the box
     is cut out and resized: by areas along an axis that shrinks, bilinearly along one that grows,
     and copied where it does neither. Any other matrix is bilinear interpolation at the mapped-back
     pixel centres, after shrinking the source by areas where the matrix shrinks it by more than
-    :data:`BLUR`. Where pixels are not just copied, the image runs into ``fill`` over a pixel's
-    width.
+    :data:`BLUR`. Where pixels are not just copied, the image runs into ``fill``, if there is
+    one, over a pixel's width.
 
     ``quick``: boxes of which no axis shrinks by more than :data:`QUICK` are bilinear as well, in a
     sixth of the time; for training, whose images are drawn at random anyway.
@@ -330,8 +331,9 @@ def _interpolate(
     image: Array, matrix: Array, fill: tuple[int, int, int] | None, out: Array
 ) -> None:
     h, w = out.shape[:2]
-    border = cv2.BORDER_REFLECT_101 if fill is None else cv2.BORDER_CONSTANT
-    colour = (0, 0, 0) if fill is None else fill
+    if fill is None:
+        image, matrix = _mirrored(image, matrix, (h, w))
+        fill = (0, 0, 0)  # of which nothing is in sight
     plain = affine(matrix)
     if plain:
         image, matrix = _preshrunk(image, matrix, (h, w))
@@ -344,8 +346,8 @@ def _interpolate(
             (w, h),
             dst=out,
             flags=cv2.INTER_LINEAR,
-            borderMode=border,
-            borderValue=colour,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=fill,
         )
     else:
         cv2.warpPerspective(
@@ -354,9 +356,30 @@ def _interpolate(
             (w, h),
             dst=out,
             flags=cv2.INTER_LINEAR,
-            borderMode=border,
-            borderValue=colour,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=fill,
         )
+
+
+def _mirrored(image: Array, matrix: Array, size: tuple[int, int]) -> tuple[Array, Array]:
+    """The image with as much of its mirror image about it as the target shows, and the matrix from
+    there."""
+    height, width = image.shape[:2]
+    x0, y0, x1, y1 = _in_sight(matrix, size)
+    top, bottom, left, right = (max(0, n) for n in (-y0, y1 - height, -x0, x1 - width))
+    image = cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_REFLECT_101)
+    return image, matrix @ translation(-left, -top)
+
+
+def _in_sight(matrix: Array, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The source pixels (x0, y0, x1, y1) that the target shows, and so many about them that no
+    edge of theirs is seen: twice the factor by which the matrix shrinks, and one."""
+    h, w = size
+    corners = apply(np.linalg.inv(matrix), np.array([[0, 0], [w, 0], [0, h], [w, h]], np.float64))
+    margin = 2 * np.array(shrinkage(matrix)) + 1
+    x0, y0 = np.floor(corners.min(0) - margin).astype(int).tolist()
+    x1, y1 = np.ceil(corners.max(0) + margin).astype(int).tolist()
+    return x0, y0, x1, y1
 
 
 def _preshrunk(image: Array, matrix: Array, size: tuple[int, int]) -> tuple[Array, Array]:
@@ -369,14 +392,8 @@ def _preshrunk(image: Array, matrix: Array, size: tuple[int, int]) -> tuple[Arra
     if shrink_x <= BLUR and shrink_y <= BLUR:
         return image, matrix
     height, width = image.shape[:2]
-    h, w = size
-    # Twice the factor and a pixel about the box, so that no edge of it is seen.
-    corners = apply(np.linalg.inv(matrix), np.array([[0, 0], [w, 0], [0, h], [w, h]], np.float64))
-    margin_x, margin_y = 2 * shrink_x + 1, 2 * shrink_y + 1
-    x0 = max(0, math.floor(corners[:, 0].min() - margin_x))
-    y0 = max(0, math.floor(corners[:, 1].min() - margin_y))
-    x1 = min(width, math.ceil(corners[:, 0].max() + margin_x))
-    y1 = min(height, math.ceil(corners[:, 1].max() + margin_y))
+    x0, y0, x1, y1 = _in_sight(matrix, size)
+    x0, y0, x1, y1 = max(0, x0), max(0, y0), min(width, x1), min(height, y1)
     if x0 >= x1 or y0 >= y1:
         return image, matrix  # nothing of the image is in sight
     nw = max(1, round((x1 - x0) / max(1.0, shrink_x)))

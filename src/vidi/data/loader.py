@@ -45,7 +45,8 @@ class Loader:
     are pairs. ``truth``: gives what is annotated of a sample, as the dataset's ``annotations``
     does, which is the default. ``encode``: the task's inputs and targets
     of a sample whose geometry is settled: image and annotations are the network's input already.
-    ``augmentation``: resolved. ``fill``: RGB of what lies outside an image. ``padding``: what
+    ``augmentation``: resolved. ``fill``: RGB of what lies outside an image, where it is not the
+    mirror image that does (``pad_mode``). ``padding``: what
     training's targets are padded with, by name, where whole images differ in size.
     ``batch_size``: over all ``world`` processes together; this one is ``rank``.
     ``train``: shuffled and augmented, else in order and centred. ``threads``: 0 works in the
@@ -95,8 +96,6 @@ class Loader:
         self.augmentation = augmentation
         self.image_size = image_size
         self.fill = (int(fill[0]), int(fill[1]), int(fill[2]))
-        reflects = augmentation.crop == "pad" and augmentation.pad_mode == "reflect"
-        self.outside = None if train and reflects else self.fill
         self.padding = padding or {}
         self.batch_size = batch_size
         self.seed = seed
@@ -338,12 +337,13 @@ class Loader:
         if (h, w) != size:
             matrix = matrix @ geometry.scaling(w / size[1], h / size[0])
         target = augment.target(plan, (h, w))
+        reflects = plan.crop == "pad" and self.augmentation.pad_mode == "reflect"
         sample = warp_sample(
             Sample(key=key, image=image, **truth),
             matrix,
             target,
             matrix2=None if self.load2 is None else augment.second(plan, row, matrix, target),
-            fill=self.outside,
+            fill=None if reflects else self.fill,
             full=size,
             out=views.get("image"),
             out2=views.get("image2"),

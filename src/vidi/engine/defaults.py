@@ -41,8 +41,8 @@ MUON_DECAY = {"classification": 0.02, "segmentation": 0.01}
 """Muon's steps have one size, so that only decay keeps weights from outgrowing them. Other tasks,
 for which more than SGD's usual 0.0005 was not tried, have that."""
 AVERAGED = 0.998
-"""Decay of the weights' average, of small classifiers by Muon, whose steps of one size leave single
-weights far about it until the rate is low."""
+"""Decay of the weights' average, of classifiers of tiny images from scratch by Muon: its steps have
+one size, so that single weights are far from their average until the rate is low."""
 CPU_MINUTES = 10.0
 GPU_MINUTES = 30.0
 SMALL_NETWORKS = {
@@ -368,10 +368,7 @@ def for_model(
         classifies = _kind(recipe) == "classification"
         ema = AVERAGED if name == "muon" and small and classifies and not tuned else 0.0
         if ema:
-            notes.append(
-                f"evaluated: the average of the weights of about {1 / (1 - ema):,.0f} steps "
-                "(--regularisation.ema)"
-            )
+            notes.append("evaluated: the moving average of the weights (--regularisation.ema)")
     resolved = replace(
         recipe,
         epochs=epochs,

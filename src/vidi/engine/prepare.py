@@ -172,7 +172,7 @@ def prepare(
         normalisation = weights_look.normalisation if weights_look else look.normalisation
     else:
         normalisation = saved.normalisation
-        recipe = _completed(recipe)
+        recipe = completed(recipe)
     assert recipe.image_size != "auto" and recipe.batch_size != "auto"
     assert recipe.data.threads != "auto"
     batch = min(recipe.batch_size, len(train_ids))
@@ -486,7 +486,7 @@ def _found_lr(
     return usual, f"learning rate: {usual:g} ({name}, batch {recipe.batch_size}); {seen.sentence}"
 
 
-def _completed(recipe: Recipe) -> Recipe:
+def completed(recipe: Recipe) -> Recipe:
     """A saved recipe as it was meant when it was saved: settings that have come since are off."""
     augmentation = recipe.augmentation
     if augmentation.pad_mode == "auto":
