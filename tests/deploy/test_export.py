@@ -343,7 +343,7 @@ def test_the_page_works(photos: Path, tmp_path: Path, ask: Ask, monkeypatch: Any
     ]
     assert len(commands) >= 4
     for command in commands:
-        quicker = command.replace("resnet20", "mlp")
+        quicker = command.replace("resnet20", "perceptron")
         code, _, errors = ask(*shlex.split(quicker))
         assert code == 0, f"{command}\n{errors}"
     assert left(tmp_path / "openvino") == ["MODEL.md", "model.bin", "model.xml"]
