@@ -745,7 +745,7 @@ def reopen(
     where = devices.choose(device)
     dataset = _opened(saved.data["root"] if data is None else data, saved.recipe)
     made = prepare(
-        saved.recipe,
+        completed(saved.recipe),
         dataset,
         where,
         saved=saved,

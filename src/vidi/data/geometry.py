@@ -246,15 +246,14 @@ def warp(
 
     ``size``: (h, w), or one side of a square. ``fill``: RGB of what lies outside the source;
     ``None``: the source mirrored about the centres of its outermost pixels, as often as it takes
-    (NumPy's "reflect").
-    ``out``: where to write the result, instead of a new array.
+    (NumPy's "reflect"). ``out``: where to write the result, instead of a new array.
 
     Where the matrix maps a box of whole source pixels to the target, straight or mirrored, the box
     is cut out and resized: by areas along an axis that shrinks, bilinearly along one that grows,
     and copied where it does neither. Any other matrix is bilinear interpolation at the mapped-back
     pixel centres, after shrinking the source by areas where the matrix shrinks it by more than
-    :data:`BLUR`. Where pixels are not just copied, the image runs into ``fill``, if there is
-    one, over a pixel's width.
+    :data:`BLUR`. Where pixels are not just copied, the image runs into ``fill``, if there is one,
+    over a pixel's width.
 
     ``quick``: boxes of which no axis shrinks by more than :data:`QUICK` are bilinear as well, in a
     sixth of the time; for training, whose images are drawn at random anyway.
@@ -292,10 +291,8 @@ def _cut(
     if (cx0, cy0, cx1, cy1) == (x0, y0, x1, y1):
         part = image[y0:y1, x0:x1]
     elif fill is None:
-        top, left = max(0, -y0), max(0, -x0)
-        beyond = (top, max(0, y1 - height), left, max(0, x1 - width))
-        mirrored = cv2.copyMakeBorder(image, *beyond, cv2.BORDER_REFLECT_101)
-        part = mirrored[y0 + top : y1 + top, x0 + left : x1 + left]
+        image, left, top = _mirrored(image, (x0, y0, x1, y1))
+        part = image[y0 + top : y1 + top, x0 + left : x1 + left]
     else:
         part = out if same and not mirror else np.empty((y1 - y0, x1 - x0, 3), np.uint8)
         part[...] = fill
@@ -332,7 +329,8 @@ def _interpolate(
 ) -> None:
     h, w = out.shape[:2]
     if fill is None:
-        image, matrix = _mirrored(image, matrix, (h, w))
+        image, left, top = _mirrored(image, _in_sight(matrix, (h, w)))
+        matrix = matrix @ translation(-left, -top)
         fill = (0, 0, 0)  # of which nothing is in sight
     plain = affine(matrix)
     if plain:
@@ -361,14 +359,14 @@ def _interpolate(
         )
 
 
-def _mirrored(image: Array, matrix: Array, size: tuple[int, int]) -> tuple[Array, Array]:
-    """The image with as much of its mirror image about it as the target shows, and the matrix from
-    there."""
+def _mirrored(image: Array, box: tuple[int, int, int, int]) -> tuple[Array, int, int]:
+    """The image with as much of its mirror image about it as the box (x0, y0, x1, y1) holds, and
+    how many columns and rows that is on the left and at the top."""
     height, width = image.shape[:2]
-    x0, y0, x1, y1 = _in_sight(matrix, size)
+    x0, y0, x1, y1 = box
     top, bottom, left, right = (max(0, n) for n in (-y0, y1 - height, -x0, x1 - width))
-    image = cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_REFLECT_101)
-    return image, matrix @ translation(-left, -top)
+    wide = cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_REFLECT_101)
+    return wide, left, top
 
 
 def _in_sight(matrix: Array, size: tuple[int, int]) -> tuple[int, int, int, int]:

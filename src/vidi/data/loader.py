@@ -43,11 +43,11 @@ class Loader:
     ``ids``: int64 [N], indices in the dataset. ``load``: gives an image, uint8 [h, w, 3], perhaps
     shrunk, and its original (H, W). ``load2``: the same of the second frame of a pair, where there
     are pairs. ``truth``: gives what is annotated of a sample, as the dataset's ``annotations``
-    does, which is the default. ``encode``: the task's inputs and targets
-    of a sample whose geometry is settled: image and annotations are the network's input already.
-    ``augmentation``: resolved. ``fill``: RGB of what lies outside an image, where it is not the
-    mirror image that does (``pad_mode``). ``padding``: what
-    training's targets are padded with, by name, where whole images differ in size.
+    does, which is the default. ``encode``: the task's inputs and targets of a sample whose geometry
+    is settled: image and annotations are the network's input already. ``augmentation``: resolved.
+    ``fill``: RGB of what lies outside an image, unless its mirror image does (``pad_mode``).
+    ``padding``: what training's targets are padded with, by name, where whole images differ in
+    size.
     ``batch_size``: over all ``world`` processes together; this one is ``rank``.
     ``train``: shuffled and augmented, else in order and centred. ``threads``: 0 works in the
     caller's. ``prefetch``: batches prepared ahead. ``balance``: float [N], how often each sample

@@ -172,7 +172,6 @@ def prepare(
         normalisation = weights_look.normalisation if weights_look else look.normalisation
     else:
         normalisation = saved.normalisation
-        recipe = completed(recipe)
     assert recipe.image_size != "auto" and recipe.batch_size != "auto"
     assert recipe.data.threads != "auto"
     batch = min(recipe.batch_size, len(train_ids))
