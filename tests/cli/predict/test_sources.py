@@ -261,6 +261,7 @@ def test_ctrl_c_ends_a_camera_as_a_list_ends(
             return super().grab()
 
     finished: list[bool] = []
+    before = signal.getsignal(signal.SIGINT)  # which a shell's background jobs ignore
     monkeypatch.setattr(cv2, "VideoCapture", Interrupted)
     monkeypatch.setattr(Camera, "log", [])
     monkeypatch.setattr(written.Classes, "finish", lambda *_: finished.append(True))
@@ -269,7 +270,7 @@ def test_ctrl_c_ends_a_camera_as_a_list_ends(
     assert paths(out) == [f"camera:0#{k}" for k in range(1, 4)]
     assert finished == [True] and len(rows(tmp_path / "out")) == 3
     assert Camera.log[-1] == "release"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_what_several_processes_cannot_share() -> None:
