@@ -30,6 +30,7 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
+IMPORT = ast.Import | ast.ImportFrom
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 
 
@@ -99,6 +100,13 @@ def test_an_import_upward_or_sideways_is_found(text: str, part: str) -> None:
 def test_nouns_and_data_know_no_torch(path: Path) -> None:
     used = {name.split(".")[0] for name in imports(ast.parse(path.read_text()), "vidi")}
     assert not used & {"torch", "torchvision"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_torchvision_is_imported_on_use(path: Path) -> None:
+    """It takes a second, for which a command that uses none of its operators need not wait."""
+    at_once = [n for n in ast.parse(path.read_text()).body if isinstance(n, IMPORT)]
+    assert "torchvision" not in {m.split(".")[0] for n in at_once for m in imports(n, "vidi")}
 
 
 def test_importing_vidi_is_instant() -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import shlex
 import subprocess
 import sys
-import tempfile
-import warnings
 from pathlib import Path
 
 import pytest
+from tests.processes import python
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,43 +34,6 @@ def fresh(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def forked(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """``vidi`` with these words, by a process that has imported it; a warning is an error."""
-    context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
-    with tempfile.TemporaryDirectory() as elsewhere:
-        said = Path(elsewhere, "stdout"), Path(elsewhere, "stderr")
-        process = context.Process(target=command, args=(words, folder, dict(os.environ), said))
-        process.start()
-        try:
-            process.join(300)
-            code = process.exitcode
-        finally:
-            process.kill()
-            process.join()
-        assert code is not None, f"{words} hangs"
-        out, err = (path.read_text(encoding="utf-8") for path in said)
-    return subprocess.CompletedProcess(words, code, out, err)
-
-
-def command(
-    words: list[str], folder: Path, environment: dict[str, str], said: tuple[Path, Path]
-) -> None:
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for stream, path in zip((1, 2), said, strict=True):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment, PYTHONWARNINGS="error")
-    sys.argv = ["vidi", *words]
-    warnings.simplefilter("error")
-    import torch
-
-    from vidi.cli import main
-
-    torch.set_num_threads(1)  # OMP_NUM_THREADS was read before the fork
-    sys.exit(main(words))
-
-
 def test_the_commands_work(photos: Path) -> None:
     """The first of each kind starts Python anew, the others are forked from one that is ready."""
     commands = [
@@ -87,7 +48,7 @@ def test_the_commands_work(photos: Path) -> None:
         verb, *words = shlex.split(command)
         assert verb == "vidi"
         if words[0] in seen:
-            done = forked(words, photos.parent)
+            done = python("-m", "vidi", *words, cwd=photos.parent, PYTHONWARNINGS="error")
         else:
             done = fresh(["-m", "vidi", *words], photos.parent)
             seen.add(words[0])

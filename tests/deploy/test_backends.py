@@ -9,8 +9,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +20,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tests.processes import python
 from torch import Tensor, nn
 
 import vidi
@@ -558,8 +557,8 @@ print(heard)
 def test_openvino_reports_nothing(kept: Path) -> None:
     """Its reporter is called by nobody, even where somebody has it."""
     file = next(kept.rglob("network.onnx"))
-    words = [sys.executable, "-c", LISTENING, str(file)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    done = python("-c", LISTENING, file)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
 
 
@@ -585,8 +584,7 @@ print(heard)
 def test_a_signal_is_heard_after_openvino(kept: Path) -> None:
     """A process that had two networks open and dropped them is told to end, and does not crash."""
     file = next(kept.rglob("network.onnx"))
-    words = [sys.executable, "-c", SIGNALLED, str(file)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = python("-c", SIGNALLED, file)
     assert (done.returncode, done.stdout.strip()) == (0, "[1]"), done.stderr
 
 

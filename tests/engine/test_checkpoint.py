@@ -3,13 +3,12 @@
 import os
 import resource
 import signal
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from tests.processes import Python
 
 from vidi.engine import checkpoint
 from vidi.errors import InputError, RunError
@@ -102,16 +101,11 @@ def test_killed_while_writing_leaves_old_or_new_whole(tmp_path: Path) -> None:
     """)
     last = 0
     for i in range(5):
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE
-        )
-        assert process.stdout is not None
-        process.stdout.readline()
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.05 + 0.031 * i)
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        with Python("-c", program, tmp_path) as process:
+            process.stdout.readline()
+            assert process.wait(0.05 + 0.031 * i) is None
+            process.kill()
+            process.wait()
         state = checkpoint.load(tmp_path)
         if state is None:
             continue

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.processes import pair, python
 
 from vidi.engine.run import read_header, read_metrics
 
+HERE = Path(__file__).parent
 FLAGS = [
     "train",
     "digits",
@@ -54,23 +56,36 @@ DETECTION = [
 """On a network without batch statistics, which is found beside this file."""
 
 
-def vidi(
-    run: Path, *more: str, processes: int = 1, flags: list[str] | None = None
-) -> dict[str, Any]:
-    launch = ["-m", "vidi"]
-    if processes > 1:
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-        launch += [str(processes), "-m", "vidi"]
+def vidi(run: Path, *more: str, flags: list[str] | None = None) -> dict[str, Any]:
+    done = python("-m", "vidi", *(flags or FLAGS), "--run-dir", run, *more, cwd=HERE)
+    assert done.returncode == 0, done.stderr[-3000:]
+    out: dict[str, Any] = json.loads(done.stdout)
+    return out
+
+
+def launched(run: Path) -> dict[str, Any]:
+    """By torchrun itself."""
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vidi"]
     done = subprocess.run(
-        [sys.executable, *launch, *(flags or FLAGS), "--run-dir", str(run), *more],
+        [sys.executable, "-m", *launch, *FLAGS, "--run-dir", str(run)],
         capture_output=True,
-        cwd=Path(__file__).parent,
+        cwd=HERE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=240,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     out: dict[str, Any] = json.loads(done.stdout)
+    return out
+
+
+def both(run: Path, *more: str, flags: list[str] | None = None) -> dict[str, Any]:
+    """By two processes that know of each other what torchrun tells."""
+    words = ("-m", "vidi", *(flags or FLAGS), "--run-dir", run, *more)
+    done = pair(*words, cwd=HERE)
+    assert [one.returncode for one in done] == [0, 0], [one.stderr[-3000:] for one in done]
+    assert done[1].stdout == "", "one process speaks"
+    out: dict[str, Any] = json.loads(done[0].stdout)
     return out
 
 
@@ -86,13 +101,13 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
 
 def test_two_processes_train_as_one(tmp_path: Path, one: tuple[Path, dict[str, Any]]) -> None:
     run, result = one
-    both = vidi(tmp_path / "two", processes=2)
-    assert both["steps"] == result["steps"]
+    two = launched(tmp_path / "two")
+    assert two["steps"] == result["steps"]
     # A perceptron has neither dropout nor batch statistics: the same samples in the same order
     # give the same loss at every step, up to the order of sums.
     assert np.allclose(losses(run), losses(tmp_path / "two"), atol=1e-3)
     for split in ("metrics", "test_metrics"):
-        assert both[split] == pytest.approx(result[split], abs=1e-3)
+        assert two[split] == pytest.approx(result[split], abs=1e-3)
 
 
 def test_begun_with_one_process_resumed_with_two(
@@ -101,17 +116,17 @@ def test_begun_with_one_process_resumed_with_two(
     run = tmp_path / "run"
     schedule = ["--schedule.name", "constant", "--schedule.warmup", "0"]
     vidi(run, *schedule, "--epochs", "1")
-    both = vidi(run, "--resume", "--epochs", "2", processes=2)
+    two = both(run, "--resume", "--epochs", "2")
     whole = vidi(tmp_path / "whole", *schedule)
-    assert both["steps"] == whole["steps"]
+    assert two["steps"] == whole["steps"]
     assert np.allclose(losses(run), losses(tmp_path / "whole"), atol=1e-3)
 
 
 def test_two_processes_propose_and_sample_as_one(tmp_path: Path) -> None:
     """Of each image the same regions and anchors, and means over those of all processes."""
     alone = vidi(tmp_path / "one", flags=DETECTION)
-    both = vidi(tmp_path / "two", processes=2, flags=DETECTION)
-    assert alone["steps"] == both["steps"] == 9
+    two = both(tmp_path / "two", flags=DETECTION)
+    assert alone["steps"] == two["steps"] == 9
     assert np.allclose(losses(tmp_path / "one"), losses(tmp_path / "two"), atol=1e-3)
     notes = [read_header(tmp_path / name / "best.safetensors").notes for name in ("one", "two")]
     fitted = [[note for note in some if note.startswith("anchors: ")] for some in notes]

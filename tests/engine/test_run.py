@@ -1,11 +1,10 @@
 """The run directory: rows that count, a lock, sentences for what is no run."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.processes import python
 
 from vidi.engine.run import Description, RunDirectory, free_name, read_metrics
 from vidi.errors import InputError
@@ -80,12 +79,9 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
     )
 
     def other() -> str:
-        return subprocess.run(
-            [sys.executable, "-c", program, str(tmp_path)],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        done = python("-c", program, tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     with RunDirectory(tmp_path).locked():
         assert "Another process is training" in other()

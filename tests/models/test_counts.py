@@ -127,6 +127,16 @@ def test_mlp_and_perceptron_by_formula() -> None:
     assert count.macs(network, 8) == 192 * 30 + 30 * 20 + 20 * 5
 
 
+@pytest.mark.parametrize("channels", [4, 5])
+def test_batch_statistics_that_do_not_fit_are_seen(channels: int) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(channels), nn.Conv2d(4, 2, 1))
+    if channels == 4:
+        assert count.macs(net, 8) == 64 * (12 + 8)
+    else:
+        with pytest.raises(RuntimeError, match="running_mean"):
+            count.macs(net, 8)
+
+
 def test_counting_leaves_the_network_as_it_was() -> None:
     network = models.resnet20()
     network.layer1.eval()

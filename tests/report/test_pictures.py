@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.processes import python
 
 from vidi import api
 from vidi.report import pictures
@@ -122,7 +121,8 @@ def test_pyplot_is_left_alone() -> None:
         "import tempfile; pictures.curves([], Path(tempfile.mkdtemp()) / 'c.png'); "
         "print('matplotlib.pyplot' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "False"
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from vidi.data import augment
@@ -244,8 +243,10 @@ def surest(boxes: Tensor, scores: Tensor, least: float, threshold: float) -> Ten
     """bool [N]: of boxes [N, 4] with scores [N] above ``least`` those that overlap no surer one,
     itself kept, by more than ``threshold``. As :func:`vidi.ops.boxes.suppress` of one class, in
     fp32."""
+    from torchvision.ops import nms  # on use: it takes a second to import
+
     rows = (scores > least).nonzero()[:, 0]
-    kept = rows[torchvision.ops.nms(columns(boxes[rows]), scores[rows], threshold)]
+    kept = rows[nms(columns(boxes[rows]), scores[rows], threshold)]
     flags = torch.zeros_like(scores).scatter(0, kept, torch.ones_like(scores[kept]))
     return flags > 0
 

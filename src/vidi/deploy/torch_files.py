@@ -111,6 +111,8 @@ def read(path: Path) -> Artefact:
 
     Raises :class:`InputError` where it is none, or holds what would have to be unpickled.
     """
+    import torchvision  # noqa: F401  # whose operators a graph may use
+
     _check(path)
     extra: dict[str, Any] = {_METADATA: ""}
     program = torch.export.load(path, extra_files=extra)

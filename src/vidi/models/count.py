@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -126,7 +127,27 @@ def _run_on_meta(
     dtype = next((t.dtype for t in lent.values() if t.is_floating_point()), torch.float32)
     image = torch.empty((1, channels, image_size, image_size), dtype=dtype, device="meta")
     about = _about(model, image, regions)
-    return functional_call(model, lent, (*(image,) * _frames(model, frames), *about))
+    with _KeepingShapes():
+        return functional_call(model, lent, (*(image,) * _frames(model, frames), *about))
+
+
+class _KeepingShapes(TorchFunctionMode):
+    """Batch normalisation gives its input's shape at once.
+
+    Meta tensors go through its arithmetic in Python otherwise, most of the time that a network
+    takes. One whose statistics do not fit its input is left to PyTorch, which says so.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.functional.batch_norm:
+            x, mean, variance = args
+            vectors = (mean, variance, kwargs["weight"], kwargs["bias"])
+            if mean is not None and all(v is None or v.shape == x.shape[1:2] for v in vectors):
+                return torch.empty_like(x)
+        return func(*args, **kwargs)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 
 THINNEST = 2**-10
@@ -126,8 +125,10 @@ def _hard(xyxy: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Ten
     boxes, score = (x.to(device).double() for x in (xyxy, scores))
     kept = torch.zeros(len(boxes), dtype=torch.bool, device=device)
     if len(boxes):
+        from torchvision.ops import batched_nms  # on use: it takes a second to import
+
         apart = boxes - boxes.min()
-        kept[torchvision.ops.batched_nms(apart, score, labels.to(device), threshold)] = True
+        kept[batched_nms(apart, score, labels.to(device), threshold)] = True
     return kept.to(xyxy.device)
 
 

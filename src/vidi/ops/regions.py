@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor
 
 
@@ -31,8 +30,10 @@ def pool(features: Tensor, regions: Tensor, size: tuple[int, int] | int, scale: 
     one cell wide; a bin goes from the floor of its start to the ceiling of its end, so that bins
     may share cells; one that lies outside the map is 0. The gradient goes to the first maximum.
     """
+    from torchvision.ops import roi_pool  # on use: it takes a second to import
+
     maps = _exact(features)  # whatever autocast made of them
-    out: Tensor = torchvision.ops.roi_pool(maps, regions.to(maps.dtype), size, scale)
+    out: Tensor = roi_pool(maps, regions.to(maps.dtype), size, scale)
     return out
 
 
@@ -94,7 +95,9 @@ def _cells(
 def _aligned(
     maps: Tensor, regions: Tensor, size: tuple[int, int], scale: float, sampling: int
 ) -> Tensor:
-    out: Tensor = torchvision.ops.roi_align(maps, regions, size, scale, sampling, aligned=True)
+    from torchvision.ops import roi_align
+
+    out: Tensor = roi_align(maps, regions, size, scale, sampling, aligned=True)
     return out
 
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.processes import Python, pair
 
 import vidi
 from vidi.cli import main, predict, written
@@ -58,17 +55,11 @@ def test_killed_and_gone_on_with(
     """Each image has one answer, in its place, and none is predicted twice."""
     out = tmp_path / "out"
     words = ["predict", str(run), str(images), "--out", str(out), "--pictures"]
-    killed = subprocess.Popen(
-        [sys.executable, "-m", "vidi", *words, "--batch-size", "4"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert killed.stdout is not None
-    for _ in range(60):
-        assert killed.stdout.readline()
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    with Python("-m", "vidi", *words, "--batch-size", "4") as killed:
+        for _ in range(60):
+            assert killed.stdout.readline()
+        killed.kill()
+        killed.communicate()
     before = (out / "predictions.jsonl").read_bytes()
     count = before.count(b"\n")
     assert 60 <= count < COUNT
@@ -286,18 +277,6 @@ def test_half_a_line_does_not_count(tmp_path: Path) -> None:
         assert [*Lines(path).read()] == [*(f"ä{k}\n" for k in range(count)), "next\n"]
 
 
-def shared(*words: object) -> subprocess.CompletedProcess[str]:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vidi"]
-    return subprocess.run(
-        [sys.executable, *launch, *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-
-
 def test_two_processes_write_what_one_does(
     run: Path, images: Path, tmp_path: Path, ask: Ask
 ) -> None:
@@ -320,12 +299,14 @@ def test_two_processes_write_what_one_does(
         part = two / f"predictions.5.{rank}-of-2.jsonl"
         part.write_text("".join(lines[5 + rank :: 2][:many]) + '{"path')
     (two / "predictions.0.1-of-2.jsonl").write_text(lines[0])
-    done = shared(*words, "--out", two, "--resume")
-    assert (two / "predictions.jsonl").read_text() == alike, done.stderr[-2000:]
-    assert done.returncode == 1, "one could not be read"
+    done = pair("-m", "vidi", *words, "--out", two, "--resume")
+    errors = [each.stderr[-2000:] for each in done]
+    assert (two / "predictions.jsonl").read_text() == alike, errors
+    assert 1 in [each.returncode for each in done], "one could not be read"
     left = [k for k in range(5, len(lines)) if (k - 5) // 2 >= (2, 4)[(k - 5) % 2]]
     answered = [lines[k] for k in left if '"error"' not in lines[k]]
-    assert sorted(done.stdout.splitlines(True)) == sorted(answered)
+    said = [line for each in done for line in each.stdout.splitlines(True)]
+    assert sorted(said) == sorted(answered)
     assert {p.name for p in two.iterdir()} >= {"predict.json", "predictions.jsonl"}
     assert not list(two.glob("predictions.*-of-*")) and not list(two.glob(".*"))
     for k in left:

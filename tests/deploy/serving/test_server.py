@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
+from tests.processes import Python, python
 
 import vidi
 from vidi.cli.serve import _names
@@ -27,17 +27,9 @@ PAGE = (Path(__file__).parents[3] / "docs" / "serve.md").read_text(encoding="utf
 
 
 @contextlib.contextmanager
-def process(*words: object, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def process(*words: object, **environment: str) -> Iterator[tuple[Python, str]]:
     """(the server, its address) once it is ready; it is killed if it is still there at the end."""
-    server = subprocess.Popen(
-        [sys.executable, "-m", "vidi", "serve", *map(str, words), "--port", "0"],
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert server.stdout is not None
+    with Python("-m", "vidi", "serve", *words, "--port", "0", **environment) as server:
         url = ""
         for line in server.stdout:
             if found := re.search(r"at (http://\S+)", line):
@@ -50,9 +42,6 @@ def process(*words: object, **environment: str) -> Iterator[tuple[subprocess.Pop
                 assert time.monotonic() < until
                 time.sleep(0.05)
         yield server, url
-    finally:
-        server.kill()
-        server.communicate()
 
 
 def test_the_page_s_commands_work_and_a_signal_drains(trained: Path, tmp_path: Path) -> None:
@@ -74,10 +63,8 @@ def test_the_page_s_commands_work_and_a_signal_drains(trained: Path, tmp_path: P
             assert done.returncode == 0, (command, done.stderr)
             assert '"error"' not in done.stdout, (command, done.stdout)
         code = re.findall(r"```python\n(.*?)```", PAGE, re.S)[0]
-        done = subprocess.run(
-            [sys.executable, "-c", code.replace("http://127.0.0.1:8000", url)],
-            cwd=tmp_path, capture_output=True, text=True, timeout=60, env=environment,
-        )  # fmt: skip
+        code = code.replace("http://127.0.0.1:8000", url)
+        done = python("-c", code, cwd=tmp_path, VIDI_TOKEN=token)
         assert done.returncode == 0, done.stderr
         said = [line.split() for line in done.stdout.splitlines()]
         own = vidi.load(trained).predict([tmp_path / "a.jpg", tmp_path / "b.jpg"])
@@ -87,7 +74,7 @@ def test_the_page_s_commands_work_and_a_signal_drains(trained: Path, tmp_path: P
         drains(server, url, (tmp_path / "a.jpg").read_bytes(), token)
 
 
-def drains(server: subprocess.Popen[str], url: str, data: bytes, token: str) -> None:
+def drains(server: Python, url: str, data: bytes, token: str) -> None:
     """What has been taken is answered, also what is still on its way; nothing new is taken."""
     headers = {"Content-Type": "image/jpeg", "Authorization": f"Bearer {token}"}
 
@@ -110,8 +97,8 @@ def drains(server: subprocess.Popen[str], url: str, data: bytes, token: str) -> 
         assert late.status_code == 503 and "Retry-After" in late.headers
         answers = [one.result() for one in running]
     assert [one.status_code for one in answers] == [200] * 4
-    _, errors = server.communicate(timeout=30)
-    assert server.returncode == 0
+    assert server.wait(30) == 0
+    _, errors = server.communicate()
     assert "Traceback" not in errors
 
 
@@ -126,10 +113,10 @@ def test_a_second_signal_ends_it_at_once(trained: Path) -> None:
             server.send_signal(signal.SIGTERM)
             while httpx.get(f"{url}/ready").status_code == 200:
                 time.sleep(0.05)
-            assert server.poll() is None, "what is on its way is waited for"
+            assert server.wait(0) is None, "what is on its way is waited for"
             server.send_signal(signal.SIGTERM)
-            _, errors = server.communicate(timeout=10)  # a body may take 30 seconds
-        assert server.returncode == -signal.SIGTERM
+            assert server.wait(10) == -signal.SIGTERM  # a body may take 30 seconds
+            _, errors = server.communicate()
         assert "Traceback" not in errors, errors
 
 

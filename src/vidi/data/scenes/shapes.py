@@ -8,6 +8,7 @@ one interpolation of a table, and the width of its anti-aliased rim follows from
 from __future__ import annotations
 
 import math
+import threading
 from functools import cache
 
 import numpy as np
@@ -25,10 +26,18 @@ CELLS = 256
 """Rows and columns of a table."""
 
 
-@cache
+_ONE_AT_A_TIME = threading.Lock()
+
+
 def table(kind: int, variant: int) -> Array:
     """Signed distances of a shape, float32 [256, 256]; the centre of cell i is at
     (i + ½) / 256 · 2.3 - 1.15."""
+    with _ONE_AT_A_TIME:  # else each thread of a loader makes all of them at its first scene
+        return _table(kind, variant)
+
+
+@cache
+def _table(kind: int, variant: int) -> Array:
     u = ((np.arange(CELLS) + 0.5) / CELLS * 2 - 1) * EXTENT
     x, y = np.meshgrid(u, u)
     found = _distance(CLASSES[kind], variant / (VARIANTS - 1), x, y)
