@@ -594,7 +594,7 @@ def test_a_converted_run_is_exported_as_it_was_trained(
     monkeypatch.setenv("VIDI_CACHE", str(kept))
     model = vidi.load(run, network=Tiny, backend="openvino")
     assert isinstance(model.network, Converted)
-    made = model.export("torch", tmp_path / "model.pt2", images=2)
+    made = model.export("torch", tmp_path / "model.pt2", images=2, size=(28, 28))
     assert made.parity.passed and made.parity.tensors == 2 + 8
 
 

@@ -354,5 +354,5 @@ def test_a_spoilt_file_is_not_left(
     monkeypatch.setattr(onnx_files, "write", spoilt)
     out = tmp_path / "out" / "model.onnx"
     with pytest.raises(RunError, match="was not written"):
-        export(model, "onnx", out, images=4)
+        export(model, "onnx", out, images=4, size=(8, 8))
     assert not out.parent.exists()

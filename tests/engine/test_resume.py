@@ -92,10 +92,10 @@ def proposing(num_classes: int) -> nn.Module:
 
 
 class Data:
-    """64 made images of 16 px in four classes, told apart by colour."""
+    """32 made images of 16 px in four classes, told apart by colour."""
 
     def __len__(self) -> int:
-        return 64
+        return 32
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
         rng = np.random.default_rng(i)
@@ -154,7 +154,7 @@ TASKS: dict[str, dict[str, Any]] = {
     },
 }
 """``learned`` is detection, too: the network makes the proposals."""
-DETECTION = "scenes:detection,size=24,n=56,val=8,test=0"
+DETECTION = "scenes:detection,size=24,n=28,val=4,test=0"
 CASES = [(task, threads) for task in TASKS for threads in (0, 1, 4)]
 ALL = ("classification", "segmentation")
 CASES = [(task, threads) for task, threads in CASES if task in ALL or threads == 4]
@@ -169,7 +169,7 @@ def train(
     at_rename: int | None = None,
 ) -> None:
     """Train or go on; die at that step, or before that rename (counted in this process)."""
-    scenes = f"scenes:{'detection' if task == 'learned' else task},size=24,n=56,val=8,test=0"
+    scenes = f"scenes:{'detection' if task == 'learned' else task},size=24,n=28,val=4,test=0"
     data = Data() if task == "classification" else scenes
     settings = dict(TASKS[task])
     settings["data"] = {**settings["data"], "threads": threads}
@@ -194,7 +194,7 @@ def train(
         resume=True,
         progress=Killer(at_step),
         epochs=EPOCHS,
-        batch_size=8,
+        batch_size=4,
         precision="fp32",
         regularisation={"ema": 0.9, "label_smoothing": 0.0 if task == "flow" else 0.1},
         optimiser={"accumulate": 2, "name": "sgd"},
