@@ -31,17 +31,20 @@ class Python:
     """A process that has been started; to be used as a context, which kills what is left of it.
 
     ``words``: what stands after ``python``: ``-m MODULE …`` or ``-c CODE …``. ``cwd``: its folder.
-    ``more``: environment variables beside those of here. ``stdout`` is read as it is written.
+    ``anew``: the package itself is imported anew. ``more``: environment variables beside those of
+    here. ``stdout`` is read as it is written.
     """
 
     stdout: IO[str]
 
-    def __init__(self, *words: object, cwd: Path | str = ".", **more: str) -> None:
+    def __init__(
+        self, *words: object, cwd: Path | str = ".", anew: bool = False, **more: str
+    ) -> None:
         self.words = [str(word) for word in words]
         self._said = tempfile.NamedTemporaryFile()  # noqa: SIM115  # closed at the end
         context: Any = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
         reader, writer = context.Pipe(duplex=False)
-        given = (self.words, str(cwd), {**os.environ, **more}, writer, self._said.name)
+        given = (self.words, str(cwd), anew, {**os.environ, **more}, writer, self._said.name)
         self._process = context.Process(target=_become, args=given)
         self._process.start()
         writer.close()
@@ -83,9 +86,11 @@ class Python:
         return out, Path(self._said.name).read_text(encoding="utf-8")
 
 
-def python(*words: object, cwd: Path | str = ".", **more: str) -> subprocess.CompletedProcess[str]:
+def python(
+    *words: object, cwd: Path | str = ".", anew: bool = False, **more: str
+) -> subprocess.CompletedProcess[str]:
     """Run to its end. See :class:`Python`."""
-    with Python(*words, cwd=cwd, **more) as process:
+    with Python(*words, cwd=cwd, anew=anew, **more) as process:
         out, err = process.communicate()
         code = process.wait()
     assert code is not None
@@ -107,7 +112,12 @@ def pair(*words: object, cwd: Path | str = ".") -> list[subprocess.CompletedProc
 
 
 def _become(
-    words: list[str], folder: str, environment: Mapping[str, str], out: Connection, said: str
+    words: list[str],
+    folder: str,
+    anew: bool,
+    environment: Mapping[str, str],
+    out: Connection,
+    said: str,
 ) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(out.fileno(), 1)
@@ -121,6 +131,9 @@ def _become(
     import torch
 
     torch.set_num_threads(1)  # as was OMP_NUM_THREADS
+    if anew:
+        for name in [name for name in sys.modules if name.split(".")[0] == "vidi"]:
+            del sys.modules[name]
     sys.path.insert(0, folder)
     kind, what, *rest = words
     sys.argv = [what if kind == "-m" else kind, *rest]

@@ -112,7 +112,7 @@ def test_torchvision_is_imported_on_use(path: Path) -> None:
 def test_importing_vidi_is_instant() -> None:
     """The names are there, and what they need is imported when they are used."""
     code = (
-        "import sys, vidi; vidi.Recipe(epochs=3.0); vidi.InputError; vidi.models; "
+        "import sys, vidi, vidi.models; vidi.Recipe(epochs=3.0); vidi.InputError; vidi.models; "
         "assert {'train', 'load', 'open', 'models'} <= set(dir(vidi)); "
         "print(*(m for m in ('torch', 'cv2', 'matplotlib', 'sklearn') if m in sys.modules))"
     )

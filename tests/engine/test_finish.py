@@ -6,11 +6,13 @@ stage; then the run goes on.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -318,6 +320,16 @@ STAGES = ["features/0000/00000007", "fits/svm-00001", "fits/boxes-00002", "best.
 that finishes them."""
 
 
+DATA = "scenes:detection,size=64,n=12,val=2,test=0"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, propose: Callable[[str, Path], str]) -> Path:
+    """Where the proposals lie that a run beside them is trained with."""
+    propose(DATA, tmp_path / "proposals.json")
+    return tmp_path
+
+
 def train(run: str, die_at: str | None = None, signal_at: str | None = None) -> Any:
     """Train or go on."""
     torch.set_num_threads(1)
@@ -341,7 +353,7 @@ def train(run: str, die_at: str | None = None, signal_at: str | None = None) -> 
         patch.setattr("vidi.engine.checkpoint.os.replace", dying)
         patch.setattr("vidi.engine.finish.shutil.rmtree", dying_in_removal)
         return vidi.train(
-            "scenes:detection,size=64,n=12,val=2,test=0",
+            DATA,
             model="rcnn_small",
             run=run,
             resume=True,
@@ -350,7 +362,7 @@ def train(run: str, die_at: str | None = None, signal_at: str | None = None) -> 
             batch_size=4,
             image_size=64,
             precision="fp32",
-            data={"threads": 1, "proposals": "edge-boxes", "proposal_count": 60},
+            data={"threads": 1, "proposals": f"{Path(run).parent}/proposals.json"},
             detection={"regions": 16},
             logging={"pictures": False},
         )
@@ -371,8 +383,11 @@ def dead(*args: Any, target: Any = train) -> int | None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, torch.Tensor]]:
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, propose: Callable[[str, Path], str]
+) -> tuple[Any, dict[str, torch.Tensor]]:
     run = tmp_path_factory.mktemp("whole") / "run"
+    propose(DATA, run.parent / "proposals.json")
     result = train(str(run))
     assert not (run / "finish").exists()
     return result, load_file(run / "best.safetensors")
@@ -384,15 +399,18 @@ def test_a_run_is_finished_and_says_what_it_finds(
     result, tensors = whole
     assert tensors["finished"] == 1
     assert tensors["svm.weight"].any() and tensors["boxes.weight"].any()
+    proposals = result.path.parent / "proposals.json"
+    more = {"image 0": [[0, 0, 40, 40], [20, 8, 80, 64]]}
+    proposals.write_text(json.dumps(json.loads(proposals.read_text()) | more))
     found = result.predict([np.zeros((64, 80, 3), np.uint8)])[0]
     assert np.isfinite(found.found.xyxy).all() and np.isfinite(found.found.scores).all()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX's")
 def test_killed_in_every_stage_it_comes_to_the_same_weights(
-    whole: tuple[Any, dict[str, torch.Tensor]], tmp_path: Path
+    whole: tuple[Any, dict[str, torch.Tensor]], folder: Path
 ) -> None:
-    run = tmp_path / "run"
+    run = folder / "run"
     for stage in [*STAGES, "removal"]:
         assert dead(str(run), stage) == -signal.SIGKILL, stage
         unfinished = stage != "removal"
@@ -407,9 +425,9 @@ def test_killed_in_every_stage_it_comes_to_the_same_weights(
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
 @pytest.mark.parametrize("stage", ["features/0000/00000004", "fits/svm-00003", "fits/boxes-00003"])
 def test_a_signal_is_obeyed_between_two_files(
-    stage: str, whole: tuple[Any, dict[str, torch.Tensor]], tmp_path: Path
+    stage: str, whole: tuple[Any, dict[str, torch.Tensor]], folder: Path
 ) -> None:
-    run = tmp_path / "run"
+    run = folder / "run"
     # In a process of its own: whatever else listens for signals here is none of this test's.
     assert dead(str(run), stage, target=obeying) == 0
     assert list((run / "finish").glob(f"{stage}*")), "what was begun is written"

@@ -276,19 +276,21 @@ def test_images_hardly_larger_than_needed_stay_so(
 )
 def test_a_short_run_from_scratch_has_a_lower_rate(length: dict[str, object], share: float) -> None:
     """As the root of its steps, up to 1,000 of them."""
-    model = vidi.models.resnet18()
+    with torch.device("meta"):
+        model, without = vidi.models.resnet18(), vidi.models.vgg11()
     fields = {"model": "resnet18", "image_size": 96, "batch_size": 64, **length}
     recipe = recipes.replace(Recipe(), fields)
     found, notes = defaults.for_model(recipe, model, 4e8, 1000, torch.device("cpu"), 0.1)
     whole = (0.02 if "weights" in length else 0.2) * 64 / 128
     assert found.lr == pytest.approx(whole * share, rel=0.005)
     assert f"learning rate: {found.lr:g} (sgd, batch 64)" in notes
-    plain, _ = defaults.for_model(recipe, vidi.models.vgg11(), 4e8, 1000, torch.device("cpu"), 0.1)
+    plain, _ = defaults.for_model(recipe, without, 4e8, 1000, torch.device("cpu"), 0.1)
     assert plain.lr == 0.01, "without normalisation it is low enough"
 
 
 def test_muon_leaves_all_score_layers_and_upsampling_alone() -> None:
-    model = vidi.models.fcn8s_vgg16(num_classes=5)
+    with torch.device("meta"):
+        model = vidi.models.fcn8s_vgg16(num_classes=5)
     weights = {name for name, p in model.named_parameters() if p.ndim > 1}
     left = weights - set(optimisers.matrices(model))
     assert left == {name for name in weights if "score" in name} | {"classifier.6.weight"}

@@ -160,7 +160,7 @@ def test_early_stopping_stops(tmp_path: Path) -> None:
 
 
 def test_a_length_in_minutes_becomes_steps_and_is_saved(tmp_path: Path) -> None:
-    run = train(tmp_path / "run", length={"minutes": 0.05})
+    run = train(tmp_path / "run", length={"minutes": 0.02})
     assert run.steps >= 25
     newest = max((tmp_path / "run" / "last").glob("*.json"))
     assert json.loads(newest.read_text())["values"]["total"] == run.steps
@@ -180,7 +180,12 @@ class Sizes(nn.Conv2d):
 
 
 def test_the_first_steps_see_images_of_half_the_size(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"image_size": 33, "batch_size": 4, "schedule": {"half": 0.5}}
+    settings: dict[str, Any] = {
+        "image_size": 33,
+        "batch_size": 4,
+        "schedule": {"half": 0.5},
+        "logging": {"pictures": False},
+    }
     data = "scenes:segmentation,size=40,n=16,val=2,test=0"
     model = Sizes(11)
     vidi.train(data, run=tmp_path / "run", model=model, epochs=2, **settings)
@@ -202,10 +207,15 @@ def test_images_of_half_the_size_have_their_share_of_the_time(tmp_path: Path) ->
 
     class AsSlow(Sizes):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            time.sleep(0.05)
+            time.sleep(0.03)
             return super().forward(x)
 
-    settings: dict[str, Any] = {"image_size": 33, "batch_size": 4, "schedule": {"half": 0.5}}
+    settings: dict[str, Any] = {
+        "image_size": 33,
+        "batch_size": 4,
+        "schedule": {"half": 0.5},
+        "logging": {"pictures": False},
+    }
     data = "scenes:segmentation,size=40,n=200,val=2,test=0"
 
     def values() -> Any:
@@ -213,14 +223,14 @@ def test_images_of_half_the_size_have_their_share_of_the_time(tmp_path: Path) ->
         return json.loads(newest.read_text())["values"]
 
     model = AsSlow(11)
-    run = vidi.train(data, run=tmp_path / "run", model=model, length={"minutes": 0.06}, **settings)
+    run = vidi.train(data, run=tmp_path / "run", model=model, length={"minutes": 0.035}, **settings)
     saved = values()
     assert 0.4 < saved["cost"] <= 1  # by its pixels it would be a quarter
     assert saved["halves"] == schedules.halves(0.5, run.steps, saved["cost"])
     small = max(25, saved["halves"])  # both kinds are timed in the first 25 steps
     assert model.seen[25:] == [17] * (small - 25) + [33] * (run.steps - small)
     # A longer run times whole images alone, and what was measured of halves stays.
-    settings |= {"length": {"minutes": 0.07}, "resume": True}
+    settings |= {"length": {"minutes": 0.045}, "resume": True}
     assert vidi.train(data, run=tmp_path / "run", model=model, **settings).steps > run.steps
     assert values()["cost"] == pytest.approx(saved["cost"])
 
