@@ -13,6 +13,7 @@ from PIL import Image
 
 Ask = Callable[..., tuple[int, str, str]]
 QUICK = ["--model", "mlp", "--image-size", "16", "--epochs", "1", "--device", "cpu"]
+QUICK += ["--logging.no-pictures"]
 
 
 def empty_file(photos: Path) -> str:

@@ -166,6 +166,9 @@ def test_a_length_in_minutes_becomes_steps_and_is_saved(tmp_path: Path) -> None:
     assert json.loads(newest.read_text())["values"]["total"] == run.steps
 
 
+PLAIN: dict[str, Any] = {"logging": {"pictures": False}}
+
+
 class Sizes(nn.Conv2d):
     """Remembers how large the images of each step were."""
 
@@ -180,12 +183,7 @@ class Sizes(nn.Conv2d):
 
 
 def test_the_first_steps_see_images_of_half_the_size(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {
-        "image_size": 33,
-        "batch_size": 4,
-        "schedule": {"half": 0.5},
-        "logging": {"pictures": False},
-    }
+    settings = PLAIN | {"image_size": 33, "batch_size": 4, "schedule": {"half": 0.5}}
     data = "scenes:segmentation,size=40,n=16,val=2,test=0"
     model = Sizes(11)
     vidi.train(data, run=tmp_path / "run", model=model, epochs=2, **settings)
@@ -210,12 +208,7 @@ def test_images_of_half_the_size_have_their_share_of_the_time(tmp_path: Path) ->
             time.sleep(0.03)
             return super().forward(x)
 
-    settings: dict[str, Any] = {
-        "image_size": 33,
-        "batch_size": 4,
-        "schedule": {"half": 0.5},
-        "logging": {"pictures": False},
-    }
+    settings = PLAIN | {"image_size": 33, "batch_size": 4, "schedule": {"half": 0.5}}
     data = "scenes:segmentation,size=40,n=200,val=2,test=0"
 
     def values() -> Any:
@@ -248,7 +241,7 @@ class Fixed(nn.Conv2d):
 
 
 def test_a_network_that_takes_no_halves_is_trained_without(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"image_size": 97, "batch_size": 2, "length": {"steps": 1}}
+    settings = PLAIN | {"image_size": 97, "batch_size": 2, "length": {"steps": 1}}
     data = "scenes:segmentation,size=97,n=4,val=2,test=0"
     run = vidi.train(data, run=tmp_path / "run", model=Fixed(11), **settings)
     assert run.recipe.schedule.half == 0
@@ -260,7 +253,7 @@ def test_a_network_that_takes_no_halves_is_trained_without(tmp_path: Path) -> No
 
 def test_a_run_of_before_goes_on_without_what_has_come_since(tmp_path: Path) -> None:
     """Its recipe knows nothing of images of half the size, nor of noise."""
-    settings: dict[str, Any] = {"image_size": 97, "batch_size": 2, "length": {"steps": 1}}
+    settings = PLAIN | {"image_size": 97, "batch_size": 2, "length": {"steps": 1}}
     data = "scenes:segmentation,size=97,n=4,val=2,test=0"
     vidi.train(data, run=tmp_path / "run", model=Sizes(11), **settings)
     file = tmp_path / "run" / "recipe.json"
@@ -276,7 +269,7 @@ def test_a_run_of_before_goes_on_without_what_has_come_since(tmp_path: Path) -> 
 
 def test_a_run_of_before_pads_as_it_did(tmp_path: Path) -> None:
     """Its recipe names a preset that has been changed since; and so may who resumes it."""
-    settings: dict[str, Any] = {"model": "mlp", "augmentation": {"preset": "small"}}
+    settings = PLAIN | {"model": "mlp", "augmentation": {"preset": "small"}}
     run = vidi.train("digits", run=tmp_path / "run", length={"steps": 1}, **settings)
     assert run.recipe.augmentation.pad_mode == "reflect"
     mean = {"preset": "small", "pad_mode": "mean"}

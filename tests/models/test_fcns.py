@@ -76,7 +76,7 @@ def test_output_size_is_input_size(name: str, options: dict[str, bool]) -> None:
         sizes += [(s, s) for s in range(32, 98)]
     elif name not in ("fcn_resnet34", "fcn_resnet101"):  # deeper twins
         sizes += [(s, 129 - s) for s in range(32, 65)]  # from 32 to 97, half of them as widths
-    with torch.no_grad():
+    with torch.no_grad(), count.KeepingShapes():
         for size in sizes:
             assert network(torch.empty(1, 3, *size, device="meta")).shape == (1, 3, *size)
 

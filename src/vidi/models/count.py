@@ -127,11 +127,11 @@ def _run_on_meta(
     dtype = next((t.dtype for t in lent.values() if t.is_floating_point()), torch.float32)
     image = torch.empty((1, channels, image_size, image_size), dtype=dtype, device="meta")
     about = _about(model, image, regions)
-    with _KeepingShapes():
+    with KeepingShapes():
         return functional_call(model, lent, (*(image,) * _frames(model, frames), *about))
 
 
-class _KeepingShapes(TorchFunctionMode):
+class KeepingShapes(TorchFunctionMode):
     """Batch normalisation gives its input's shape at once.
 
     Meta tensors go through its arithmetic in Python otherwise, most of the time that a network
