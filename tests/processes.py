@@ -1,7 +1,8 @@
 """Python in a process of its own, forked from one that has imported the package already.
 
-``python("-m", "vidi", …)`` does what the interpreter does with these words, without the seconds
-that starting it and importing torch take. Where that start is what a test is about, it is by
+``python("-m", "vidi", …)`` runs what the interpreter would run for these words, without the seconds
+that starting it and importing torch take. Where a test is about that start, or about how a process
+ends (this one ends at once, without ``atexit`` and the interpreter's own end), it is by
 ``subprocess``.
 """
 
@@ -21,10 +22,13 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-HANGS = 240
+import pytest
+
+HANGS = 120
 """Seconds after which a process is ended."""
+ROOT = Path(__file__).parents[1]
 
 
 class Python:
@@ -40,9 +44,12 @@ class Python:
     def __init__(
         self, *words: object, cwd: Path | str = ".", anew: bool = False, **more: str
     ) -> None:
+        if os.name == "nt":
+            pytest.skip("forking is POSIX's")
         self.words = [str(word) for word in words]
+        self.hung = False
         self._said = tempfile.NamedTemporaryFile()  # noqa: SIM115  # closed at the end
-        context: Any = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
+        context = multiprocessing.get_context("forkserver")
         reader, writer = context.Pipe(duplex=False)
         given = (self.words, str(cwd), anew, {**os.environ, **more}, writer, self._said.name)
         self._process = context.Process(target=_become, args=given)
@@ -50,7 +57,7 @@ class Python:
         writer.close()
         self.stdout = open(os.dup(reader.fileno()), encoding="utf-8")  # noqa: SIM115
         reader.close()
-        self._watch = threading.Timer(HANGS, self._process.kill)
+        self._watch = threading.Timer(HANGS, self._end)
         self._watch.start()
 
     def __enter__(self) -> Python:
@@ -62,6 +69,10 @@ class Python:
         self._process.join()
         self.stdout.close()
         self._said.close()
+
+    def _end(self) -> None:
+        self.hung = True
+        self._process.kill()
 
     @property
     def pid(self) -> int:
@@ -93,7 +104,7 @@ def python(
     with Python(*words, cwd=cwd, anew=anew, **more) as process:
         out, err = process.communicate()
         code = process.wait()
-    assert code is not None
+    assert code is not None and not process.hung, f"{process.words} hangs\n{out}{err}"
     return subprocess.CompletedProcess(process.words, code, out, err)
 
 
@@ -102,7 +113,12 @@ def pair(*words: object, cwd: Path | str = ".") -> list[subprocess.CompletedProc
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    told = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
 
     def one(rank: str) -> subprocess.CompletedProcess[str]:
         return python(*words, cwd=cwd, RANK=rank, LOCAL_RANK=rank, **told)
@@ -134,7 +150,7 @@ def _become(
     if anew:
         for name in [name for name in sys.modules if name.split(".")[0] == "vidi"]:
             del sys.modules[name]
-    sys.path.insert(0, folder)
+    sys.path[:] = [os.getcwd(), *(p for p in sys.path if Path(p).resolve() != ROOT)]
     kind, what, *rest = words
     sys.argv = [what if kind == "-m" else kind, *rest]
     if kind == "-m":

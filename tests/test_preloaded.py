@@ -23,3 +23,17 @@ def test_it_has_imported_the_package_and_is_alone() -> None:
     process.start()
     process.join(60)
     assert process.exitcode == 0
+
+
+def _wait() -> None:
+    from tests import preloaded
+
+    sys.exit(not preloaded.ON_USE)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="forking is POSIX's")
+def test_no_module_imports_torchvision_before_it_is_used() -> None:
+    process = multiprocessing.get_context("forkserver").Process(target=_wait)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0

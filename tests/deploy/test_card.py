@@ -46,6 +46,8 @@ def test_the_code_on_the_card_runs(
     size = None if file == "model.onnx" else (32, 20)
     made = export(model, formats[Path(file).suffix], tmp_path / file, images=3, size=size)
     written = made.card.read_text(encoding="utf-8")
+    sides = "height × width" if size is None else "32 × 20"
+    assert f"| `image` | uint8 | batch × {sides} × 3 |" in written
     image = np.random.default_rng(0).integers(0, 255, (5, 8, 3)).astype(np.uint8)
     lying = Image.Exif()
     lying[274] = 6  # turned by a quarter

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -222,6 +224,39 @@ def test_every_library_takes_the_first_of_equal_numbers_first(tmp_path: Path) ->
     for suffix in export.SUFFIXES.values():
         found = export.read(tmp_path / f"model{suffix}").run({"numbers": given["numbers"].numpy()})
         np.testing.assert_array_equal(found["rows"], right)
+
+
+class Suppressing(nn.Module):
+    """Nothing but the suppression of boxes."""
+
+    inputs: ClassVar[Any] = {"boxes": ("count", 4), "scores": ("count",)}
+    outputs: ClassVar[Any] = {"kept": ("count",)}
+
+    def forward(self, boxes: torch.Tensor, scores: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"kept": detection.surest(boxes, scores, 0.1, 0.5)}
+
+
+READING = """
+import sys
+from pathlib import Path
+import numpy as np
+from vidi.deploy import torch_files
+assert "torchvision" not in sys.modules
+boxes = np.array([[0, 0, 9, 9], [1, 0, 9, 9], [20, 0, 29, 9]], np.float32)
+scores = np.array([0.8, 0.9, 0.2], np.float32)
+print(torch_files.read(Path(sys.argv[1])).run({"boxes": boxes, "scores": scores})["kept"].tolist())
+"""
+
+
+def test_a_process_that_only_reads_knows_the_operators(tmp_path: Path) -> None:
+    """Those of torchvision, which has not been imported there."""
+    path = tmp_path / "model.pt2"
+    given = {"boxes": torch.tensor([[0.0, 0, 9, 9]]).repeat(6, 1), "scores": torch.rand(6)}
+    torch_files.write(Suppressing(), given, path, {})
+    words = [sys.executable, "-c", READING, str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[False, True, True]"
 
 
 class Pooling(nn.Module):

@@ -399,6 +399,7 @@ def test_a_run_is_finished_and_says_what_it_finds(
     result, tensors = whole
     assert tensors["finished"] == 1
     assert tensors["svm.weight"].any() and tensors["boxes.weight"].any()
+    # Of an array that is given the file must have the proposals, too.
     proposals = result.path.parent / "proposals.json"
     more = {"image 0": [[0, 0, 40, 40], [20, 8, 80, 64]]}
     proposals.write_text(json.dumps(json.loads(proposals.read_text()) | more))

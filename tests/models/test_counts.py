@@ -137,6 +137,17 @@ def test_batch_statistics_that_do_not_fit_are_seen(channels: int) -> None:
             count.macs(net, 8)
 
 
+def test_a_norm_that_would_refuse_one_pixel_does() -> None:
+    class Training(nn.BatchNorm2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.batch_norm(x, self.running_mean, self.running_var, training=True)
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), Training(4))
+    assert count.macs(net, 2) == 4 * 12
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        count.macs(net, 1)
+
+
 def test_counting_leaves_the_network_as_it_was() -> None:
     network = models.resnet20()
     network.layer1.eval()

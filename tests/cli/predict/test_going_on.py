@@ -302,7 +302,8 @@ def test_two_processes_write_what_one_does(
     done = pair("-m", "vidi", *words, "--out", two, "--resume")
     errors = [each.stderr[-2000:] for each in done]
     assert (two / "predictions.jsonl").read_text() == alike, errors
-    assert 1 in [each.returncode for each in done], "one could not be read"
+    # One could not be read; of torchrun's processes the first alone may say so.
+    assert [each.returncode for each in done] == [1, 0], errors
     left = [k for k in range(5, len(lines)) if (k - 5) // 2 >= (2, 4)[(k - 5) % 2]]
     answered = [lines[k] for k in left if '"error"' not in lines[k]]
     said = [line for each in done for line in each.stdout.splitlines(True)]

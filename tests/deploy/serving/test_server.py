@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -151,6 +152,22 @@ def test_what_is_refused(
     code, _, errors = ask("serve", *words)
     assert code == 2
     assert sentence in errors
+
+
+def test_handlers_of_logs_stay_open(serve: Any, colours: Any) -> None:
+    """Python's own, closed by who configures all of logging anew."""
+    closed = []
+
+    class Handler(logging.Handler):
+        def close(self) -> None:
+            closed.append(self)
+            super().close()
+
+    handler = Handler()
+    with serve(colours()):
+        assert closed == []
+    handler.close()
+    assert closed == [handler]
 
 
 def test_a_port_that_is_taken_is_a_sentence(serve: Any, colours: Any, ask: Ask) -> None:

@@ -183,6 +183,7 @@ def run(app: Any, state: State, listening: socket.socket, limits: Limits) -> Non
         http=protocol(limits),
         ws="none",
         lifespan="on",
+        log_config=None,  # its own would close every handler that there is in the process
         log_level="error",
         access_log=False,
         proxy_headers=False,
