@@ -17,7 +17,8 @@ for _module in pkgutil.walk_packages(vidi.__path__, "vidi."):
         importlib.import_module(_module.name)
 
 ON_USE = "torchvision" not in sys.modules
-"""It takes a second, for which a command that uses none of its operators need not wait."""
+"""Whether no module imports torchvision at once: that takes a second, for which a command that uses
+none of its operators need not wait."""
 importlib.import_module("torchvision")
 
 for _kind in range(len(CLASSES)):  # which scenes are drawn with

@@ -11,7 +11,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
-import signal
 import socket
 import subprocess
 import sys
@@ -74,15 +73,11 @@ class Python:
         self.hung = True
         self._process.kill()
 
-    @property
-    def pid(self) -> int:
-        return int(self._process.pid or 0)
-
     def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
+        os.kill(self._process.pid, number)
 
     def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
+        self._process.kill()
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Its exit code; a negative one is a signal. None if it still runs then."""

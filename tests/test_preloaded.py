@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,6 @@ def _look() -> None:
     sys.exit(0 if alone and {"torch", "vidi.api", "vidi.deploy"} <= sys.modules.keys() else 1)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="forking is POSIX's")
-def test_it_has_imported_the_package_and_is_alone() -> None:
-    process = multiprocessing.get_context("forkserver").Process(target=_look)
-    process.start()
-    process.join(60)
-    assert process.exitcode == 0
-
-
 def _wait() -> None:
     from tests import preloaded
 
@@ -32,8 +25,10 @@ def _wait() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="forking is POSIX's")
-def test_no_module_imports_torchvision_before_it_is_used() -> None:
-    process = multiprocessing.get_context("forkserver").Process(target=_wait)
+@pytest.mark.parametrize("look", [_look, _wait])
+def test_it_has_imported_the_package_and_is_alone(look: Callable[[], None]) -> None:
+    """And nothing of the package had imported torchvision by then."""
+    process = multiprocessing.get_context("forkserver").Process(target=look)
     process.start()
     process.join(60)
     assert process.exitcode == 0

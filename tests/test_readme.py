@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.processes import python
 
 ROOT = Path(__file__).parent.parent

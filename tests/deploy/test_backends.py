@@ -22,10 +22,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tests.processes import python
 from torch import Tensor, nn
 
 import vidi
+from tests.processes import python
 from vidi.deploy import backends, network_cache
 from vidi.deploy.backends import Trial, Unsound
 from vidi.deploy.converted import Converted, OpenVINO, write_onnx

@@ -45,7 +45,7 @@ FAMILIES = (
     "googlenet_2014",
     "fcn8s_vgg16",
     "hed",
-    f"{__name__}:slender",
+    "tests.networks:flownet",
     "rcnn_small",
     "fast_rcnn_alexnet",
     "faster_rcnn_small",
@@ -57,24 +57,10 @@ FEWER = {
     "googlenet_2014": 1,
     "fcn8s_vgg16": 1,
     "hed": 3,
-    f"{__name__}:slender": 1,
+    "tests.networks:flownet": 1,
     "faster_rcnn_small": 1,
 }
 """Entries of each tensor, beside its direction, of those that would take long."""
-
-
-def slender(num_classes: int = 2) -> nn.Module:
-    """FlowNet's own way of being narrow: its layers' widths hang on each other."""
-    return models.flownet_small(
-        stem=4,
-        widths=(8, 8, 8),
-        depths=(1, 1, 1),
-        matching=8,
-        reach=2,
-        near=1,
-        mending8=(8, 8, 8, 8),
-        mending4=(8, 8),
-    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.networks import flownet
 from vidi import recipe as recipes
 from vidi.data.open import open_data
 from vidi.doctor.fresh import fresh
@@ -17,7 +18,6 @@ from vidi.doctor.lr_range import lr_range
 from vidi.doctor.overfit import Overfit, overfit_one_batch
 from vidi.engine.prepare import Prepared, prepare
 from vidi.models.small_faster_rcnns import faster_rcnn_small
-from vidi.models.small_flownets import flownet_small
 from vidi.recipe import Recipe
 from vidi.report import lr_range as lr_picture
 from vidi.report import overfit as picture
@@ -56,16 +56,7 @@ def lines(num_classes: int) -> nn.Module:
 
 
 def motion(num_classes: int) -> nn.Module:
-    return flownet_small(
-        stem=8,
-        widths=(16, 16, 16),
-        depths=(1, 1, 1),
-        matching=16,
-        reach=2,
-        near=1,
-        mending8=(16, 16, 16, 16),
-        mending4=(16, 16),
-    )
+    return flownet(num_classes, width=16)
 
 
 def proposing(num_classes: int) -> nn.Module:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.processes import Python
 
+from tests.processes import Python
 from vidi.engine import checkpoint
 from vidi.errors import InputError, RunError
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.processes import pair, python
 
+from tests.processes import pair, python
 from vidi.engine.run import read_header, read_metrics
 
 HERE = Path(__file__).parent

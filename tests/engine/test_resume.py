@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import vidi
+from tests.networks import flownet
 from vidi.engine import checkpoint
 from vidi.engine.run import read_metrics
 from vidi.models.small_fast_rcnns import fast_rcnn_small
 from vidi.models.small_faster_rcnns import faster_rcnn_small
-from vidi.models.small_flownets import flownet_small
 
 STEPS_PER_EPOCH = 7
 EPOCHS = 3
@@ -51,19 +51,6 @@ def dense(num_classes: int) -> nn.Module:
         nn.ReLU(),
         nn.Dropout(0.3),
         nn.Conv2d(8, num_classes, 1),
-    )
-
-
-def motion(num_classes: int) -> nn.Module:
-    return flownet_small(
-        stem=4,
-        widths=(8, 8, 8),
-        depths=(1, 1, 1),
-        matching=8,
-        reach=2,
-        near=1,
-        mending8=(8, 8, 8, 8),
-        mending4=(8, 8),
     )
 
 
@@ -140,7 +127,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "data": {"agree": 1},
     },
     "flow": {
-        "model": motion,
+        "model": flownet,
         "image_size": 16,
         "augmentation": {"preset": "flow"},
         "data": {},

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.processes import python
 
+from tests.processes import python
 from vidi.engine.run import Description, RunDirectory, free_name, read_metrics
 from vidi.errors import InputError
 from vidi.recipe import Recipe, to_dict

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.processes import python
 
+from tests.processes import python
 from vidi import api
 from vidi.report import pictures
 

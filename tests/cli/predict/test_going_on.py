@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.processes import Python, pair
 
 import vidi
+from tests.processes import Python, pair
 from vidi.cli import main, predict, written
 from vidi.cli.record import Lines, Record
 from vidi.cli.sources import Item

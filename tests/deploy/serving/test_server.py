@@ -18,9 +18,9 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from tests.processes import Python, python
 
 import vidi
+from tests.processes import Python, python
 from vidi.cli.serve import _names
 
 Ask = Callable[..., tuple[int, str, str]]
